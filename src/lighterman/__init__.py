@@ -1,0 +1,1 @@
+"""Lighterman: a container engine that you can import."""

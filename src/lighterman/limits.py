@@ -1,0 +1,65 @@
+"""Every timeout and size, each with its unit in the name and its reason beside it.
+
+A number here can be overridden by the environment variable `LIGHTERMAN_<NAME>`, read once at import.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(f"LIGHTERMAN_{name}")
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    # A NaN fails this comparison too.
+    if not value >= 0:
+        from lighterman.errors import InvalidSpec
+
+        raise InvalidSpec(f"LIGHTERMAN_{name}={text!r}: must be a number of 0 or more")
+    return value
+
+
+def _count(name: str, default: int) -> int:
+    return int(_number(name, default))
+
+
+# ---- the lifecycle ----
+STOP_GRACE_S = _number("STOP_GRACE_S", 10.0)  # docker's default between the stop signal and SIGKILL
+SHUTDOWN_S = _number("SHUTDOWN_S", 300.0)  # 5 minutes, from the 2016 library: a Windows guest may install updates
+TERMINATE_S = _number("TERMINATE_S", 300.0)  # likewise
+SERVICING_EXIT_S = _number("SERVICING_EXIT_S", 300.0)  # likewise, after the servicing process has ended
+DRAIN_S = _number("DRAIN_S", 10.0)  # bounds only a consumer of output that makes no progress
+SETTLE_S = _number("SETTLE_S", 5.0)  # how long EXIT waits for the old run's clean-up
+CANCEL_S = _number("CANCEL_S", 10.0)  # how long a cancelled create waits until its container is gone
+KILL_WAIT_S = _number("KILL_WAIT_S", 10.0)  # from SIGKILL until a process is called unkillable
+START_S = _number("START_S", 60.0)  # the whole of one start; a loaded host needs seconds, a hung runtime for ever
+START_SLOW_S = _number("START_SLOW_S", 5.0)  # a start slower than this gives its concurrency slot back
+EXEC_START_S = _number("EXEC_START_S", 60.0)  # from the request to the exec's pid
+RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
+RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling
+RESTART_RESET_S = 10.0  # a run this long resets the back-off
+
+# ---- the runtime and the keeper ----
+RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delete: milliseconds when all is well
+KEEPER_CALL_S = _number("KEEPER_CALL_S", 10.0)  # one round trip; measured 13 us
+KEEPER_START_S = _number("KEEPER_START_S", 20.0)  # measured 10 ms; a swapping host needs longer
+KEEPER_IDLE_S = _number("KEEPER_IDLE_S", 60.0)  # without containers and clients it leaves after this
+KEEPER_MESSAGE_BYTES = 65536  # one datagram of the keeper's wire
+LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease across an engine restart
+# Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).
+CONCURRENT_STARTS = _count("CONCURRENT_STARTS", 4 * (os.cpu_count() or 1))
+
+# ---- sizes ----
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024  # captured by run() and exec(), each stream
+SEGMENT_BYTES = _count("SEGMENT_BYTES", 10_000_000)  # rotated by default: 5 x 10 MB
+SEGMENT_FILES = _count("SEGMENT_FILES", 5)
+SPEC_BYTES = 64 * 1024 * 1024  # an encoded OCI document; the kernel's own bounds come far earlier
+ARGV_BYTES = 2 * 1024 * 1024  # execve refuses more than a quarter of the stack limit (8 MiB) for argv and environ
+ARGUMENT_BYTES = 131072 - 1  # MAX_ARG_STRLEN of Linux less the NUL: one string of argv or environ
+NAME_CHARS = 128  # container names and ids: they are parts of paths and cgroup names
+LAST_WORDS_BYTES = 2048  # of a failing runtime's log

@@ -1,0 +1,225 @@
+"""The ports that every runtime implements (specs: one Protocol each for the runtime, a compute system, a process).
+
+All methods that may wait are async; all errors come from `lighterman.errors`. A runtime that lacks an operation
+raises `NotSupported` that names runtime and operation, and `features()` says so beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from lighterman.spec import (
+    ConsoleSize,
+    ExitCode,
+    ProcessConfig,
+    ProcessSummary,
+    Resources,
+    Spec,
+    Statistics,
+)
+
+__all__ = [
+    "ComputeProcess",
+    "ComputeSystem",
+    "CreateOption",
+    "Features",
+    "OomCounters",
+    "ReadPipe",
+    "Runtime",
+    "RuntimeVersion",
+    "Stdio",
+    "WritePipe",
+]
+
+
+class CreateOption(msgspec.Struct, frozen=True):
+    """Base of the options of `create` (`runtimes.options` has them); a runtime rejects those that it can't honour."""
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runtime can do; asked beforehand instead of finding out by an error."""
+
+    signals: bool = True
+    pause: bool = True
+    update_resources: bool = True
+    statistics: bool = True
+    checkpoint: bool = False
+    reattach: bool = True
+    pending_updates: bool = False
+    create_options: frozenset[str] = frozenset()
+
+
+class RuntimeVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runtime this is, and why it was picked."""
+
+    name: str
+    version: str
+    path: str | None = None
+    reason: str = ""
+
+
+class OomCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """The kernel's kills for memory in the whole cgroup of one compute system."""
+
+    oom_kills: int
+
+
+class ReadPipe(Protocol):
+    """The reading end of a process's stdout, stderr or terminal."""
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Up to `max_bytes` as soon as there are any; `b""` at the end of the stream.
+
+        Raises: BrokenPipe if the runtime's side vanished without an end.
+        """
+
+    def buffered(self) -> int:
+        """How many bytes could be read right now without waiting."""
+
+    def fileno(self) -> int:
+        """The descriptor. Raises: NotSupported where there is none, AlreadyClosed."""
+
+    def detach(self) -> int:
+        """Give the descriptor away: the caller closes it. Raises: NotSupported, AlreadyClosed."""
+
+    async def close(self) -> None:
+        """Close it; again is nothing. A waiting `read` returns `b""`."""
+
+
+class WritePipe(Protocol):
+    """The writing end of a process's stdin or terminal."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`, waiting while the process does not read. Raises: BrokenPipe if nobody can read it."""
+
+    def fileno(self) -> int:
+        """The descriptor. Raises: NotSupported, AlreadyClosed."""
+
+    def detach(self) -> int:
+        """Give the descriptor away: the caller closes it. Raises: NotSupported, AlreadyClosed."""
+
+    async def close(self) -> None:
+        """Close our end; again is nothing. (`ComputeProcess.close_stdin` tells the runtime as well.)"""
+
+
+class Stdio(msgspec.Struct, frozen=True):
+    """Our ends. With a terminal stderr is None; for a servicing process all are."""
+
+    stdin: WritePipe | None
+    stdout: ReadPipe | None
+    stderr: ReadPipe | None
+
+
+class ComputeProcess(Protocol):
+    """One process in a compute system."""
+
+    @property
+    def pid(self) -> int:
+        """The platform's number of it. Unique only together with the start time: for showing."""
+
+    async def stdio(self) -> Stdio:
+        """Our ends of its streams; the same object each time."""
+
+    async def wait(self) -> None:
+        """Return when it has ended. Raises only when it is gone. Cancelled: the process is left as it is."""
+
+    async def exit_code(self) -> ExitCode:
+        """How it ended; valid after `wait`. Raises: InvalidState before, NotFound if it can't be known."""
+
+    async def kill(self, signal: int) -> None:
+        """Deliver one signal. Raises: AlreadyStopped, NotSupported (another than KILL where there are no signals)."""
+
+    async def resize_console(self, height: int, width: int) -> None:
+        """Set the terminal's size. Raises: InvalidState without a terminal, AlreadyStopped."""
+
+    async def close_stdin(self) -> None:
+        """Let the process read end of file: whoever else holds a copy of the write end closes it.
+
+        Raises: NotFound, AlreadyClosed, InvalidState where there is nothing to close.
+        """
+
+    async def close(self) -> None:
+        """Give the handle back; never ends the process. Raises: AlreadyClosed the second time."""
+
+
+class ComputeSystem(Protocol):
+    """What a runtime manages under one container id; it lives for one run."""
+
+    @property
+    def id(self) -> str: ...
+
+    async def start(self) -> None:
+        """Boot it. Nothing of the user's runs yet."""
+
+    async def create_process(self, process: ProcessConfig, *, exec_id: str | None = None) -> ComputeProcess:
+        """Start a process: the first call makes the init process (`exec_id` None), later ones exec.
+
+        Raises: CommandNotFound, CommandNotExecutable, RuntimeFailed, AlreadyStopped.
+        """
+
+    async def open_process(self, process_id: int | str) -> ComputeProcess:
+        """Re-attach to a process by pid or exec id; `"init"` is the first one. Raises: NotFound."""
+
+    async def shutdown(self) -> None:
+        """Ask it to end. Raises: OperationPending (wait for it), AlreadyStopped."""
+
+    async def terminate(self) -> None:
+        """End all of it. Valid at any moment and twice. Raises: OperationPending (wait for it), AlreadyStopped."""
+
+    async def wait(self) -> None:
+        """Return when the compute system has ended. Deadlines are the caller's, on its own clock."""
+
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+
+    async def statistics(self) -> Statistics: ...
+    async def process_list(self) -> Sequence[ProcessSummary]: ...
+
+    async def pids(self) -> Sequence[int]:
+        """Of every process in it, exec'd ones included."""
+
+    async def oom_counters(self) -> OomCounters | None:
+        """Read while the cgroup exists, after the init's end too; None where the platform counts nothing."""
+
+    async def has_pending_updates(self) -> bool: ...
+    async def update_resources(self, resources: Resources) -> None: ...
+
+    async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None: ...
+
+    async def restore(self, name: str, directory: str) -> ComputeProcess:
+        """Continue from a checkpoint in place of the first `create_process`."""
+
+    async def close(self) -> None:
+        """Give it back and queue the removal of what the runtime keeps of it. Raises: AlreadyClosed the second time."""
+
+
+class Runtime(Protocol):
+    """One way of running containers on this host."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def create(self, id: str, spec: Spec, options: Sequence[CreateOption] = ()) -> ComputeSystem:
+        """Raises: AlreadyExists, InvalidSpec, NotSupported (an option), RuntimeFailed; then nothing is left of it."""
+
+    async def open(self, id: str) -> ComputeSystem:
+        """Re-attach to a compute system that outlived its engine. Raises: NotFound, NotSupported."""
+
+    async def list(self) -> Sequence[str]:
+        """Ids of the compute systems that exist."""
+
+    async def version(self) -> RuntimeVersion: ...
+    def features(self) -> Features: ...
+
+
+def console_size(height: int, width: int) -> ConsoleSize:
+    """Checked size. Raises: InvalidSpec outside 1 to 65535 (the kernel's `struct winsize` has 16 bits)."""
+    from lighterman.errors import InvalidSpec
+
+    for name, value in (("height", height), ("width", width)):
+        if not 1 <= value <= 65535:
+            raise InvalidSpec(f"console {name} {value!r}: must be 1 to 65535 cells")
+    return ConsoleSize(height=height, width=width)

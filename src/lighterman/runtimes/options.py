@@ -1,0 +1,66 @@
+"""The options of `Client.create`: frozen values, handed to the runtime, which rejects those that it can't honour."""
+
+from __future__ import annotations
+
+from lighterman.runtimes.base import CreateOption
+from lighterman.spec import RestartPolicy
+
+__all__ = [
+    "Credentials",
+    "Flush",
+    "HyperVIsolation",
+    "Layers",
+    "NetworkEndpoints",
+    "Servicing",
+    "WithCheckpoint",
+    "WithRestartPolicy",
+]
+
+
+class Servicing(CreateOption, frozen=True):
+    """The container services an image: `create` waits for its end."""
+
+
+class Flush(CreateOption, frozen=True):
+    """Windows: whether flushes are ignored while the guest boots."""
+
+    ignore_flushes_during_boot: bool
+
+
+class HyperVIsolation(CreateOption, frozen=True):
+    """Windows: run in a utility virtual machine, whose scratch space is at `sandbox_path`."""
+
+    sandbox_path: str
+
+
+class Layers(CreateOption, frozen=True):
+    """Windows: the writable layer's folder and the read-only layers' paths, the topmost first."""
+
+    layer_folder_path: str
+    layer_paths: tuple[str, ...]
+
+
+class NetworkEndpoints(CreateOption, frozen=True):
+    """Windows: endpoint ids, and whether names without a dot may be asked of DNS."""
+
+    endpoints: tuple[str, ...]
+    allow_unqualified_dns_query: bool = False
+
+
+class Credentials(CreateOption, frozen=True):
+    """Windows: a group managed service account's credential specification, as JSON text."""
+
+    spec: str
+
+
+class WithRestartPolicy(CreateOption, frozen=True):
+    """Start it again when it has ended, as the policy says. The lifecycle's own; no runtime sees it."""
+
+    policy: RestartPolicy
+
+
+class WithCheckpoint(CreateOption, frozen=True):
+    """Start from the checkpoint `name` in `directory`; the first run only."""
+
+    name: str
+    directory: str
