@@ -1,0 +1,43 @@
+# `make run` and `make test` do all of their own set-up; the other verbs do too.
+# From elsewhere: `make -C DIR VERB` or `make -f DIR/Makefile VERB`.
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+IN   := cd "$(HERE)" &&
+ARGS ?=
+
+.PHONY: help install system run test check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make run      run a real container and show its output, exit code and the time of each phase'
+	@echo 'make test     run all tests (ARGS="-k name" picks some)'
+	@echo 'make check    ruff, mypy --strict and the import rules'
+	@echo 'make bench    measure against raw crun and runc (ARGS="--json")'
+	@echo 'make install  system packages and .venv; part of every verb above'
+	@echo 'make clean    remove .venv, caches and build results'
+
+install: $(HERE).venv/.installed
+
+system:
+	@$(IN) tools/install-system.sh
+
+$(HERE).venv/.installed: $(HERE)pyproject.toml $(HERE)tools/make-venv.sh | system
+	@$(IN) tools/make-venv.sh
+
+run: install
+	@$(IN) tools/demo.sh
+
+test: install
+	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m pytest $(ARGS)
+
+check: install
+	@$(IN) .venv/bin/ruff check .
+	@$(IN) .venv/bin/ruff format --check .
+	@$(IN) .venv/bin/mypy src tests $$(ls -d bench 2>/dev/null)
+	@$(IN) .venv/bin/python -m pytest -q tests/test_architecture.py
+
+bench: install
+	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m bench $(ARGS)
+
+clean:
+	@$(IN) rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@$(IN) find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,260 @@
+"""Who may import whom, enforced by reading every import in `src`, those inside functions too.
+
+The rules are the tables below; a room is a package or a module, and a rule for a room holds for all that lies in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src" / "lighterman"
+
+# ---- the rules ---------------------------------------------------------------------------------------------------
+
+# Top to bottom: a lower room never imports a higher one, and rooms of one level leave each other alone.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("cli", "engine_api", "cri", "testing"),
+    ("sync", "__init__"),
+    ("engine",),
+    ("supervisor",),
+    ("lifecycle",),
+    ("runtimes",),
+    ("keeper", "images", "network", "volumes", "logs", "store"),
+    ("spec", "errors", "limits", "clock", "quantities", "doctor"),
+)
+
+# The exceptions among the rooms of one level; values and their helpers at the bottom may use each other.
+SIDEWAYS: tuple[tuple[str, str], ...] = (
+    ("logs", "keeper.segments"),  # one format on disk, written by both
+    ("__init__", "sync"),
+    *((one, other) for one in LEVELS[-1] for other in LEVELS[-1] if one != other),
+)
+
+# Rooms that may import of ours only what stands here (and themselves).
+ONLY: dict[str, tuple[str, ...]] = {
+    "lifecycle": ("spec", "errors", "limits"),
+    "testing": ("supervisor", "runtimes", "lifecycle", "clock", "spec", "errors", "limits"),
+}
+
+# Where only a part of a room may be imported: (importer, room) -> parts.
+PARTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("supervisor", "runtimes"): ("runtimes.base", "runtimes.options"),
+}
+
+# What a room must not import, ours or not.
+NEVER: dict[str, tuple[str, ...]] = {
+    "lifecycle": ("asyncio", "os", "time", "random", "sqlite3", "logging", "datetime", "threading", "socket"),
+    "runtimes": ("lighterman.store",),
+    "runtimes.oci": ("lighterman.runtimes.hcs",),
+    "runtimes.hcs": ("lighterman.runtimes.oci",),
+}
+
+# What only some rooms may import.
+RESERVED: dict[str, tuple[str, ...]] = {
+    "sqlite3": ("store",),
+    "click": ("cli",),
+    "lighterman.engine": ("cli", "sync", "testing", "__init__"),
+}
+
+# The keeper runs outside of the package: the standard library and its siblings as top-level modules, nothing else.
+KEEPER = "keeper"
+KEEPER_ENGINE_SIDE = ("keeper.__init__", "keeper.client")
+
+
+def violations(importer: str, imported: str) -> Iterator[str]:
+    """What is wrong with `importer` ("runtimes.oci.bundle") importing `imported` ("lighterman.spec", "os"), if any."""
+    if _in(importer, KEEPER) and importer not in KEEPER_ENGINE_SIDE:
+        siblings = {path.stem for path in (SRC / KEEPER).glob("*.py")}
+        if imported.partition(".")[0] not in sys.stdlib_module_names | siblings:
+            yield "the keeper imports only the standard library and its siblings"
+        return
+    for room, names in NEVER.items():
+        if _in(importer, room) and any(_in(imported, name) for name in names):
+            yield f"{room} must not import it"
+    for name, rooms in RESERVED.items():
+        if _in(imported, name) and not any(_in(importer, room) for room in (*rooms, name.partition(".")[2])):
+            yield f"only {', '.join(rooms)} may import it"
+    if imported == "lighterman":
+        imported = "lighterman.__init__"
+    if not imported.startswith("lighterman."):
+        return
+
+    ours = imported.removeprefix("lighterman.")
+    mine, other = importer.partition(".")[0], ours.partition(".")[0]
+    if mine == other:
+        return
+    for room, allowed in ONLY.items():
+        if _in(importer, room) and other not in allowed:
+            yield f"{room} imports of ours only {', '.join(allowed)}"
+    for (room, target), parts in PARTS.items():
+        if _in(importer, room) and _in(ours, target) and not any(_in(ours, part) for part in parts):
+            yield f"{room} imports of {target} only {', '.join(parts)}"
+    if _level(mine) > _level(other):
+        yield f"{mine} is below {other}"
+    if _level(mine) == _level(other) and not any(_in(importer, a) and _in(ours, b) for a, b in SIDEWAYS):
+        yield f"{mine} and {other} are of one level"
+
+
+def _in(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def _level(room: str) -> int:
+    for number, rooms in enumerate(LEVELS):
+        if room in rooms:
+            return number
+    raise AssertionError(f"{room} has no level: add it to LEVELS, and say in ARCHITECTURE.md what it is for")
+
+
+# ---- reading imports ---------------------------------------------------------------------------------------------
+
+
+def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of each import in `source`, a module directly inside `package` ("lighterman.cli")."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parent, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            if called in ("import_module", "__import__"):
+                yield node.lineno, str(node.args[0].value)
+
+
+def _is_module(name: str) -> bool:
+    if not name.startswith("lighterman."):
+        return False
+    path = SRC.joinpath(*name.split(".")[1:])
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def _modules() -> list[Path]:
+    return sorted(SRC.rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    """`src/lighterman/runtimes/oci/bundle.py` -> "runtimes.oci.bundle"; a package is "runtimes.oci.__init__"."""
+    return ".".join(path.relative_to(SRC).with_suffix("").parts)
+
+
+def _package(path: Path) -> str:
+    return ".".join(("lighterman", *path.relative_to(SRC).parent.parts))
+
+
+# ---- the tests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", _modules(), ids=_name)
+def test_imports_follow_the_rules(path: Path) -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: imports {imported}: {why}"
+        for line, imported in imports(path.read_text(), _package(path))
+        for why in violations(_name(path), imported)
+    ]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+def test_third_party_imports_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {requirement.partition(">")[0] for requirement in project["dependencies"]}
+    keeper = {path.stem for path in (SRC / KEEPER).glob("*.py")}
+    for path in _modules():
+        siblings = keeper if _in(_name(path), KEEPER) else set()
+        for line, imported in imports(path.read_text(), _package(path)):
+            top = imported.partition(".")[0]
+            known = top in sys.stdlib_module_names or top == "lighterman" or top in declared | siblings
+            assert known, f"{path.relative_to(ROOT)}:{line}: {imported} is not a dependency in pyproject.toml"
+
+
+def test_supervisor_knows_no_platform() -> None:
+    for path in sorted((SRC / "supervisor").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                asked = f"{node.value.id}.{node.attr}"
+                assert asked not in ("sys.platform", "os.name"), f"{path.relative_to(ROOT)}:{node.lineno}: {asked}"
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("lifecycle.restart", "asyncio"),
+        ("lifecycle.restart", "os.path"),
+        ("lifecycle.status", "lighterman.runtimes.base"),
+        ("lifecycle.status", "lighterman.clock"),
+        ("supervisor.container", "lighterman.runtimes.oci"),
+        ("supervisor.container", "lighterman.runtimes.oci.runtime"),
+        ("supervisor.container", "lighterman.engine"),
+        ("runtimes.oci.runtime", "lighterman.runtimes.hcs"),
+        ("runtimes.oci.runtime", "lighterman.store.memory"),
+        ("runtimes.oci.runtime", "lighterman.supervisor.client"),
+        ("runtimes.hcs", "lighterman.runtimes.oci.runtime"),
+        ("keeper.loop", "lighterman.errors"),
+        ("keeper.loop", "msgspec"),
+        ("store.sqlite", "lighterman.logs.reader"),
+        ("images.builtin", "sqlite3"),
+        ("logs.reader", "lighterman.keeper.client"),
+        ("spec", "lighterman.runtimes.base"),
+        ("engine", "lighterman.cli.run"),
+        ("engine", "lighterman"),
+        ("engine", "click"),
+        ("testing.fault", "lighterman.engine"),
+        ("cli.run", "lighterman.testing"),
+    ],
+)
+def test_forbidden_import_is_caught(importer: str, imported: str) -> None:
+    assert list(violations(importer, imported))
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("cli.run", "lighterman.engine"),
+        ("cli.run", "click"),
+        ("cli.run", "lighterman"),
+        ("sync", "lighterman.engine"),
+        ("engine", "lighterman.runtimes.oci.runtime"),
+        ("supervisor.container", "lighterman.runtimes.options"),
+        ("logs.reader", "lighterman.keeper.segments"),
+        ("runtimes.oci.runtime", "lighterman.keeper.client"),
+        ("store.sqlite", "sqlite3"),
+        ("spec", "lighterman.errors"),
+        ("keeper.client", "lighterman.errors"),
+        ("keeper.loop", "selectors"),
+    ],
+)
+def test_allowed_import_passes(importer: str, imported: str) -> None:
+    assert not list(violations(importer, imported))
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import os.path
+from lighterman import spec, Engine
+from . import status
+from ..spec import User
+
+def late():
+    from lighterman.runtimes import base
+    importlib.import_module("lighterman.engine")
+"""
+    assert [name for _, name in sorted(imports(source, "lighterman.lifecycle"))] == [
+        "os.path",
+        "lighterman",
+        "lighterman.spec",
+        "lighterman.lifecycle.status",
+        "lighterman.spec",
+        "lighterman.runtimes.base",
+        "lighterman.engine",
+    ]
