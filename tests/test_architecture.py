@@ -242,7 +242,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
     source = """
 import os.path
 from lighterman import spec, Engine
-from . import status
+from . import events
 from ..spec import User
 
 def late():
@@ -253,7 +253,7 @@ def late():
         "os.path",
         "lighterman",
         "lighterman.spec",
-        "lighterman.lifecycle.status",
+        "lighterman.lifecycle.events",
         "lighterman.spec",
         "lighterman.runtimes.base",
         "lighterman.engine",

@@ -45,5 +45,6 @@ def test_python_example_prints_what_it_says(program: str) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize(("command", "output"), _commands(), ids=[command for command, _ in _commands()])
 def test_shell_example_prints_what_it_says(command: str, output: str) -> None:
+    assert Path(sys.executable).with_name("lighterman").exists(), "the package is not installed: make install"
     done = _run(["sh", "-c", command])
     assert (done.stdout, done.stderr) == (output, "")

@@ -25,7 +25,15 @@ def _number(name: str, default: float) -> float:
 
 
 def _count(name: str, default: int) -> int:
-    return int(_number(name, default))
+    value = float(_number(name, default))
+    # Infinity is no integer either.
+    if not value.is_integer() or value < 1:
+        from lighterman.errors import InvalidSpec
+
+        raise InvalidSpec(
+            f"LIGHTERMAN_{name}={os.environ.get(f'LIGHTERMAN_{name}')!r}: must be a whole number from 1 on"
+        )
+    return int(value)
 
 
 # ---- the lifecycle ----

@@ -1,0 +1,125 @@
+"""The public names are one list that is true, and the error tree is drawn as it is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import lighterman
+from lighterman import errors
+
+# Rooms whose modules other code may import by name, each with its __all__. The keeper's own modules run outside of the
+# package, `limits` is nothing but its constants, and a command's module has one entry point.
+NO_ALL_NEEDED = ("lighterman.keeper", "lighterman.limits", "lighterman.cli")
+
+
+# Read so, a package without the list fails its tests and not the collection of all of them.
+PUBLIC: list[str] = list(vars(lighterman).get("__all__", ()))
+
+
+def _modules() -> list[str]:
+    found = (module.name for module in pkgutil.walk_packages(lighterman.__path__, "lighterman."))
+    return [
+        name
+        for name in found
+        if not name.startswith(NO_ALL_NEEDED) and not any(part.startswith("_") for part in name.split("."))
+    ]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_all_holds_existing_names_only(name: str) -> None:
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__") and not hasattr(module, "__all__"):
+        return  # a package that re-exports nothing
+    names: list[str] = module.__all__
+    assert len(names) == len(set(names)), "a name stands twice"
+    assert not [each for each in names if not hasattr(module, each)]
+    assert not [each for each in names if each.startswith("_")]
+
+
+def test_all_names_every_public_class_and_function() -> None:
+    for name in _modules():
+        module = importlib.import_module(name)
+        for each, value in vars(module).items():
+            if each.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue
+            if value.__module__ == name and each not in getattr(module, "__all__", ()):
+                assert _is_internal_helper(name, each), f"{name}.{each} is public by its name and not in __all__"
+
+
+def _is_internal_helper(module: str, name: str) -> bool:
+    return (module, name) in {
+        ("lighterman.spec", "Value"),  # a base class, not for use
+        ("lighterman.runtimes.base", "console_size"),
+    }
+
+
+# ---- lighterman itself -------------------------------------------------------------------------------------------
+
+
+def test_dir_and_all_agree() -> None:
+    assert set(PUBLIC) == {name for name in dir(lighterman) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_there(name: str) -> None:
+    assert getattr(lighterman, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        lighterman.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_promised_names_are_public() -> None:
+    promised = {"Engine", "Client", "LightermanError", "UsageError", "RuntimeFailed"}
+    assert promised <= set(PUBLIC)
+
+
+def test_star_import_works_in_a_fresh_interpreter() -> None:
+    program = "from lighterman import *; assert Engine and Client and LightermanError"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+# ---- the error tree ----------------------------------------------------------------------------------------------
+
+
+def _classes() -> dict[str, type]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.LightermanError)
+    }
+
+
+def _drawn() -> dict[str, str | None]:
+    """Class name -> its parent's name, from the indentation of the tree in the docstring."""
+    parents: dict[str, str | None] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        words = line.split()
+        if not line.startswith("    ") or not words:
+            continue
+        indent = len(line) - len(line.lstrip())
+        above = [(depth, name) for depth, name in above if depth < indent]
+        parents[words[0]] = above[-1][1] if above else None
+        above.append((indent, words[0]))
+    return parents
+
+
+def test_error_tree_is_drawn_as_it_is() -> None:
+    actual = {
+        name: None if value is errors.LightermanError else value.__bases__[0].__name__
+        for name, value in _classes().items()
+    }
+    assert _drawn() == actual
+
+
+def test_every_error_is_exported() -> None:
+    assert set(errors.__all__) == set(_classes())
+    assert set(errors.__all__) <= set(PUBLIC)
