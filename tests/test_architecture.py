@@ -63,7 +63,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "lighterman.engine": ("cli", "sync", "testing", "__init__"),
 }
 
-# The keeper runs outside of the package: the standard library and its siblings as top-level modules, nothing else.
+# The keeper runs outside of the package: the standard library and its siblings (relative), nothing else.
 KEEPER = "keeper"
 KEEPER_ENGINE_SIDE = ("keeper.__init__", "keeper.client")
 
@@ -71,8 +71,10 @@ KEEPER_ENGINE_SIDE = ("keeper.__init__", "keeper.client")
 def violations(importer: str, imported: str) -> Iterator[str]:
     """What is wrong with `importer` ("runtimes.oci.bundle") importing `imported` ("lighterman.spec", "os"), if any."""
     if _in(importer, KEEPER) and importer not in KEEPER_ENGINE_SIDE:
-        siblings = {path.stem for path in (SRC / KEEPER).glob("*.py")}
-        if imported.partition(".")[0] not in sys.stdlib_module_names | siblings:
+        is_sibling = _in(imported, f"lighterman.{KEEPER}") and not any(
+            _in(imported, f"lighterman.{module}") for module in KEEPER_ENGINE_SIDE
+        )
+        if not is_sibling and imported.partition(".")[0] not in sys.stdlib_module_names:
             yield "the keeper imports only the standard library and its siblings"
         return
     for room, names in NEVER.items():
@@ -169,13 +171,22 @@ def test_imports_follow_the_rules(path: Path) -> None:
 def test_third_party_imports_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {requirement.partition(">")[0] for requirement in project["dependencies"]}
-    keeper = {path.stem for path in (SRC / KEEPER).glob("*.py")}
     for path in _modules():
-        siblings = keeper if _in(_name(path), KEEPER) else set()
         for line, imported in imports(path.read_text(), _package(path)):
             top = imported.partition(".")[0]
-            known = top in sys.stdlib_module_names or top == "lighterman" or top in declared | siblings
-            assert known, f"{path.relative_to(ROOT)}:{line}: {imported} is not a dependency in pyproject.toml"
+            known = sys.stdlib_module_names | declared | {"lighterman"}
+            assert top in known, f"{path.relative_to(ROOT)}:{line}: {imported} is not a dependency in pyproject.toml"
+
+
+def test_keeper_names_its_siblings_without_the_package() -> None:
+    for path in sorted((SRC / KEEPER).glob("*.py")):
+        if _name(path) in KEEPER_ENGINE_SIDE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+            assert not [name for name in names if _in(name, "lighterman")], path.relative_to(ROOT)
 
 
 def test_supervisor_knows_no_platform() -> None:
@@ -202,6 +213,7 @@ def test_supervisor_knows_no_platform() -> None:
         ("runtimes.hcs", "lighterman.runtimes.oci.runtime"),
         ("keeper.loop", "lighterman.errors"),
         ("keeper.loop", "msgspec"),
+        ("keeper.loop", "lighterman.keeper.client"),
         ("store.sqlite", "lighterman.logs.reader"),
         ("images.builtin", "sqlite3"),
         ("logs.reader", "lighterman.keeper.client"),
@@ -232,6 +244,7 @@ def test_forbidden_import_is_caught(importer: str, imported: str) -> None:
         ("spec", "lighterman.errors"),
         ("keeper.client", "lighterman.errors"),
         ("keeper.loop", "selectors"),
+        ("keeper.loop", "lighterman.keeper.wire"),
     ],
 )
 def test_allowed_import_passes(importer: str, imported: str) -> None:
