@@ -66,6 +66,7 @@ class ProcessConfig(Value, frozen=True):
     Attributes:
         args: the argument vector; `args[0]` is looked up in the PATH of `env` inside the container.
         env: name to value.
+        cwd: an absolute path in the container; empty means `/`, for an exec the init process's.
         stdin: whether the caller wants to write to it; otherwise it reads end of file at once.
         command_line: Windows only, instead of `args`: one line, quoted by the caller.
         oci: what else stands in the OCI object (capabilities, rlimits, apparmorProfile ...), passed on as it is.
@@ -73,7 +74,7 @@ class ProcessConfig(Value, frozen=True):
 
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
-    cwd: str = "/"
+    cwd: str = ""
     user: User = User()
     terminal: bool = False
     console_size: ConsoleSize | None = None
@@ -114,12 +115,14 @@ class Spec(Value, frozen=True):
         document: the encoded OCI config.json (runtime-spec 1.x) without its `process`; never changed after.
         rootfs: the root; None on a platform where the document names it (Windows).
         stop_signal: asks the init process to end.
+        os_build: the build of the image's Windows; None elsewhere.
     """
 
     process: ProcessConfig
     document: bytes = b"{}"
     rootfs: Rootfs | None = None
     stop_signal: int = 15
+    os_build: int | None = None
 
     @classmethod
     def from_oci(

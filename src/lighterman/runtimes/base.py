@@ -71,7 +71,7 @@ class ReadPipe(Protocol):
     """The reading end of a process's stdout, stderr or terminal."""
 
     async def read(self, max_bytes: int) -> bytes:
-        """Up to `max_bytes` as soon as there are any; `b""` at the end of the stream.
+        """Up to `max_bytes` as soon as there are any; `b""` at the end of the stream. Cancelled: no byte is lost.
 
         Raises: BrokenPipe if the runtime's side vanished without an end.
         """
@@ -120,6 +120,9 @@ class ComputeProcess(Protocol):
     def pid(self) -> int:
         """The platform's number of it. Unique only together with the start time: for showing."""
 
+    def started(self) -> tuple[float, float] | None:
+        """When: seconds of CLOCK_MONOTONIC, and Unix time; None where the runtime knows no better than its caller."""
+
     async def stdio(self) -> Stdio:
         """Our ends of its streams; the same object each time."""
 
@@ -142,7 +145,10 @@ class ComputeProcess(Protocol):
         """
 
     async def close(self) -> None:
-        """Give the handle back; never ends the process. Raises: AlreadyClosed the second time."""
+        """Give back the handle and the pipes that were not detached; never ends the process.
+
+        Raises: AlreadyClosed the second time.
+        """
 
 
 class ComputeSystem(Protocol):
@@ -162,6 +168,9 @@ class ComputeSystem(Protocol):
 
     async def open_process(self, process_id: int | str) -> ComputeProcess:
         """Re-attach to a process by pid or exec id; `"init"` is the first one. Raises: NotFound."""
+
+    async def exec_ids(self) -> Sequence[str]:
+        """Of the exec processes that `open_process` would find."""
 
     async def shutdown(self) -> None:
         """Ask it to end. Raises: OperationPending (wait for it), AlreadyStopped."""

@@ -1,4 +1,4 @@
-"""The streams of one process, as the backend gets them: what of each byte is whose business, until the drain is over.
+"""The streams of one process, as the backend gets them.
 
 A backend either reads and writes here, or takes a descriptor away with `detach` and says `drained()` when the bytes
 are in safety. At the exit of the process the owner calls `begin_drain()` on every readable stream: from then on it
@@ -12,21 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from lighterman.clock import Clock
 from lighterman.errors import AlreadyClosed, BrokenPipe, InvalidState, NotFound
 from lighterman.runtimes.base import ReadPipe, WritePipe
 
-__all__ = ["DrainEnd", "InputFilter", "ReadStream", "Streams", "WriteStream"]
+__all__ = ["DrainEnd", "ReadStream", "Streams", "WriteStream"]
 
 log = logging.getLogger(__name__)
-
-
-class InputFilter(Protocol):
-    """Changes bytes on their way to stdin; keeps no state between calls."""
-
-    def __call__(self, data: bytes) -> bytes: ...
 
 
 class DrainEnd(StrEnum):
@@ -42,87 +35,103 @@ class ReadStream:
 
     def __init__(self, pipe: ReadPipe, name: str) -> None:
         self.name = name
+        self._taken = 0
+        self._progress: Callable[[], int] = lambda: self._taken
         self._pipe = pipe
-        self._reading = False
+        self._reading: asyncio.Future[bytes] | None = None
         self._detached = False
-        self._left: int | None = None  # bytes until the drain's end, once it has begun
         self._draining = asyncio.Event()
-        self._ended: asyncio.Event = asyncio.Event()
+        self._left: int | None = None  # bytes until the drain's end, once it has begun
+        self._counts_reading = False  # whether the bytes of the read under way are among `_left`
         self._end: DrainEnd | None = None
-        self.progress = 0  # bytes read, so that a drain can tell a slow consumer from a stuck one
+        self._ended = asyncio.Event()
+        self._at_drain: Callable[[], None] | None = None
 
     async def read(self, max_bytes: int = 65536) -> bytes:
-        """Up to `max_bytes` as soon as there are any; `b""` at the end. Raises: InvalidState if detached or busy."""
+        """Up to `max_bytes` as soon as there are any; `b""` at the end.
+
+        Raises: InvalidState if it was detached, or another task is reading it.
+        """
         if self._detached:
             raise InvalidState(f"{self.name} was detached: read its descriptor")
+        if self._reading is not None:
+            raise InvalidState(f"{self.name} is being read by another task")
         if self._ended.is_set():
             return b""
-        if self._reading:
-            raise InvalidState(f"{self.name} is being read by another task")
-        self._reading = True
+        if self._left is None:
+            data = await self._read_until_drain(max_bytes)
+            if data is not None:
+                return await self._took(data, self._counts_reading)
+        if not self._left:
+            await self._finish(DrainEnd.BUFFERED)
+            return b""
         try:
-            return await self._read(max_bytes)
-        finally:
-            self._reading = False
-
-    async def _read(self, max_bytes: int) -> bytes:
-        if self._left is not None:
-            max_bytes = min(max_bytes, self._left)
-            if max_bytes == 0:
-                await self._finish(DrainEnd.BUFFERED)
-                return b""
-        reading = asyncio.ensure_future(self._pipe.read(max_bytes))
-        beginning = asyncio.ensure_future(self._draining.wait())
-        try:
-            # A read that waits on a pipe which a grandchild holds must notice that the drain has begun.
-            if self._left is None:
-                await asyncio.wait((reading, beginning), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done() and self._left is not None and self._pipe.buffered() == 0:
-                # What came in before the drain began is read by now, or the wait above would have ended by it.
-                await asyncio.sleep(0)
-                if not reading.done():
-                    await self._finish(DrainEnd.BUFFERED)
-                    return b""
-            data = await reading
+            data = await self._pipe.read(min(max_bytes, self._left))
         except BrokenPipe:
             data = b""
+        return await self._took(data, counted=True)
+
+    async def _read_until_drain(self, max_bytes: int) -> bytes | None:
+        """None if the drain began first: a read that a grandchild's open pipe keeps waiting must notice that."""
+        self._reading = asyncio.ensure_future(self._pipe.read(max_bytes))
+        beginning = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait((self._reading, beginning), return_when=asyncio.FIRST_COMPLETED)
+            if not self._reading.done():
+                self._reading.cancel()
+                await asyncio.wait((self._reading,))
+            return None if self._reading.cancelled() else self._reading.result()
+        except BrokenPipe:
+            return b""
         finally:
-            for waiting in (reading, beginning):
-                if not waiting.done():
-                    waiting.cancel()
+            beginning.cancel()
+            self._reading.cancel()
+            self._reading = None
+
+    async def _took(self, data: bytes, counted: bool) -> bytes:
+        self._taken += len(data)
+        if counted and self._left is not None:
+            self._left = max(0, self._left - len(data))
         if not data:
             await self._finish(DrainEnd.EOF)
-            return b""
-        self.progress += len(data)
-        if self._left is not None:
-            self._left = max(0, self._left - len(data))
         return data
 
     def fileno(self) -> int:
-        """The descriptor, where the platform has one."""
+        """The descriptor. Raises: NotSupported where the platform has none."""
         return self._pipe.fileno()
 
-    def detach(self) -> int:
-        """Take the descriptor; the caller reads it, closes it, and calls `drained()` when its bytes are in safety."""
-        if self._reading:
+    def detach(self, *, progress: Callable[[], int] | None = None) -> int:
+        """Take the descriptor; the caller reads it, closes it, and calls `drained()` when its bytes are in safety.
+
+        Args: progress: how many bytes have been taken so far; a drain gives up only on a consumer that stands still.
+        """
+        if self._reading is not None:
             raise InvalidState(f"{self.name} is being read")
         fd = self._pipe.detach()
         self._detached = True
+        self._progress = progress or self._progress
         return fd
 
     async def wait_drain(self) -> None:
-        """For who has detached: return when the process has ended and the rest must be read."""
+        """For who has detached it: return when the process has ended, and the rest has to be read."""
         await self._draining.wait()
 
+    def on_drain(self, call: Callable[[], None]) -> None:
+        """For who has detached it: `call` at the exit, without a task that waits for it; at once if it is over."""
+        if self._draining.is_set():
+            call()
+        else:
+            self._at_drain = call
+
     def drained(self, end: DrainEnd = DrainEnd.EOF) -> None:
-        """For who has detached: every byte that the process wrote is in safety."""
-        self._end = self._end or end
+        """For who has detached it: every byte that the process wrote is in safety."""
+        if self._end is None:
+            self._end = end
         self._ended.set()
 
     async def close(self) -> None:
         """Stop reading; what was not read is lost. Again is nothing."""
-        if not self._ended.is_set():
-            await self._finish(DrainEnd.EOF)
+        await self._finish(DrainEnd.EOF)
 
     async def wait_closed(self) -> None:
         """Return when it was closed, or has closed itself."""
@@ -135,18 +144,22 @@ class ReadStream:
         if self._ended.is_set() or self._draining.is_set():
             return
         if not self._detached:
+            # The bytes of a read that is done have left the pipe; those of one still waiting are counted here.
+            self._counts_reading = self._reading is not None and not self._reading.done()
             self._left = self._pipe.buffered()
         self._draining.set()
+        if self._at_drain is not None:
+            self._at_drain()
 
     async def wait_drained(self, clock: Clock, limit_s: float) -> DrainEnd:
-        """Until the end is reached, or the consumer has made no progress for `limit_s` seconds; closes it then."""
+        """Until the end is reached, or the consumer has made no progress for `limit_s` seconds; it is closed then."""
         while not self._ended.is_set():
-            before = self.progress
+            before = self._progress()
             try:
                 async with clock.timeout(limit_s):
                     await self._ended.wait()
             except TimeoutError:
-                if self.progress == before and not self._ended.is_set():
+                if self._progress() == before and not self._ended.is_set():
                     log.warning("%s: its consumer made no progress for %g s after the exit", self.name, limit_s)
                     await self._finish(DrainEnd.STUCK)
         return self._end or DrainEnd.EOF
@@ -167,13 +180,14 @@ class WriteStream:
         self,
         pipe: WritePipe,
         tell_runtime: Callable[[], Awaitable[None]],
-        change: InputFilter | None = None,
+        change: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._pipe = pipe
         self._tell_runtime = tell_runtime
         self._change = change
-        self._closing: asyncio.Future[None] | None = None
         self._detached = False
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
         """Write all of it. Raises: AlreadyClosed, BrokenPipe if the process has closed its end."""
@@ -184,13 +198,13 @@ class WriteStream:
         await self._pipe.write(self._change(data) if self._change else data)
 
     def fileno(self) -> int:
-        """The descriptor, where the platform has one."""
+        """The descriptor. Raises: NotSupported where the platform has none."""
         return self._pipe.fileno()
 
     def detach(self) -> int:
         """Take the descriptor; the caller closes it, and then calls `close` so that the runtime is told."""
         if self._change is not None:
-            raise InvalidState("stdin is filtered on this image and can't be detached")
+            raise InvalidState("stdin of this image is filtered and can't be detached")
         fd = self._pipe.detach()
         self._detached = True
         return fd
@@ -198,23 +212,23 @@ class WriteStream:
     async def close(self) -> None:
         """Close the pipe and tell the runtime; done when nobody else holds the write end. Again joins the first."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if not self._detached:
-            await self._pipe.close()
         try:
+            if not self._detached:
+                await self._pipe.close()
             await self._tell_runtime()
         except (NotFound, AlreadyClosed, InvalidState) as already:
-            # The process, or its stdin, went away by itself: what was asked for is so.
+            # The process or its stdin went away by itself: what was asked for is so.
             log.debug("closing stdin: %s", already)
+        finally:
+            self._closed.set()
 
     async def wait_closed(self) -> None:
         """Return when `close` has been called and is done."""
-        while self._closing is None:
-            await asyncio.sleep(0)
-        await asyncio.shield(self._closing)
+        await self._closed.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""The tasks that a client owns: none is forgotten, none is left behind when it closes.
+
+Not a TaskGroup: that one cancels every sibling when one task fails, and has to be left by the task that entered it.
+Here one container must never end because of another, and a web framework's start-up and shut-down are different tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+__all__ = ["OwnedTasks"]
+
+log = logging.getLogger(__name__)
+
+
+class OwnedTasks:
+    """`watch` is for what close() cancels, `finish` for what it waits for: clean-up, events, what was asked to end."""
+
+    def __init__(self) -> None:
+        self._watching: set[asyncio.Task[None]] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    def watch(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that ends early when the client closes."""
+        return self._start(work, name, self._watching)
+
+    def finish(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that the closing client waits for."""
+        return self._start(work, name, self._finishing)
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str, among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        among.add(task)
+        task.add_done_callback(among.discard)
+        task.add_done_callback(_report)
+        return task
+
+    async def close(self, finish_s: float) -> None:
+        """Cancel what only watches; give the rest `finish_s` seconds of real time, then cancel that too."""
+        while self._watching:
+            for task in self._watching:
+                task.cancel()
+            await asyncio.wait(self._watching)
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=finish_s)
+        while self._finishing:
+            log.error("not finished after %g s: %s", finish_s, ", ".join(task.get_name() for task in self._finishing))
+            for task in self._finishing:
+                task.cancel()
+            await asyncio.wait(self._finishing)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (failed := task.exception()) is not None:
+        log.error("task %s failed: please report", task.get_name(), exc_info=failed)
