@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_real"]
 
@@ -27,7 +27,11 @@ Snapshot = dict[str, frozenset[str]]
 # ---- waiting -----------------------------------------------------------------------------------------------------
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 20.0) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], timeout_s: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], timeout_s: float = ...) -> T: ...
+async def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> object:
     """Poll `condition`, a function or a coroutine function, until it gives something true, and return that.
 
     Raises: AssertionError after `timeout_s`, with the last value.
