@@ -1,0 +1,1 @@
+"""Images: what a container's root is made of, and the defaults that come with it."""

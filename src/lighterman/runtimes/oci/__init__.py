@@ -1,0 +1,1 @@
+"""Containers on Linux through an OCI runtime: crun, runc or youki."""
