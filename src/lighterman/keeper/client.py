@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from lighterman import limits
+from lighterman.errors import InvalidSpec, KeeperLost
+from lighterman.keeper import wire
+from lighterman.keeper.connection import Connection
+from lighterman.keeper.launch import open_connection
 
 __all__ = [
     "Job",
@@ -95,7 +101,7 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobExit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job's process ended: wait status, and the instant it was reaped (`mono`: CLOCK_MONOTONIC, `wall`: epoch)."""
+    """How a job's process ended: wait status, and when it was reaped, in seconds (`mono`: CLOCK_MONOTONIC)."""
 
     job: str
     status: int
@@ -104,7 +110,11 @@ class JobExit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """One job as the keeper has it; `held` names the descriptors that `fetch` gives."""
+    """One job as the keeper has it; `held` names the descriptors that `fetch` gives.
+
+    No pid and no exit: its runtime call is in flight. No pid and an exit: the runtime failed while no engine was
+    there to be told, and the status is the runtime's.
+    """
 
     job: str
     pid: int | None
@@ -128,64 +138,221 @@ class KeeperStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeeperClient:
-    """A connection to the keeper of one state root."""
+    """A connection to the keeper of one state root; made by `start_or_connect`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._exits: dict[str, JobExit] = {}
+        self._told: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[JobExit]] = {}
+        self._hello: dict[str, Any] = {}
+        connection.on_exits = self._note_exits
+        connection.on_lost = self._wake_waiters
 
     @classmethod
     async def start_or_connect(
         cls, run_dir: str, state_dir: str, *, idle_s: float = limits.KEEPER_IDLE_S
     ) -> KeeperClient:
-        """Connect, starting the keeper if none runs; an older engine's connection is fenced. Raises: KeeperLost."""
-        raise NotImplementedError
+        """Connect, starting the keeper if none runs; an older engine's connection is fenced.
+
+        Raises: KeeperLost if none could be started, NotSupported if it speaks another protocol.
+        """
+        deadline = asyncio.get_running_loop().time() + limits.KEEPER_START_S
+        while True:
+            client = cls(Connection(await open_connection(run_dir, state_dir, idle_s, deadline)))
+            try:
+                client._hello, _ = await client._connection.call(wire.HELLO, {"role": "engine"}, limits.KEEPER_CALL_S)
+            except KeeperLost:
+                # It was about to leave for idleness; the next look starts another.
+                await client.close()
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+            except BaseException:
+                await client.close()
+                raise
+            else:
+                return client
 
     @property
     def pid(self) -> int:
         """The keeper's process id, for showing."""
-        raise NotImplementedError
+        return int(self._hello["pid"])
 
     async def spawn(self, job: Job) -> Spawned:
         """Call the runtime and wait for its end; a failing one does not raise, `status` says.
 
+        Cancelled: the call goes on, and what it leaves is in `list_jobs`.
         Raises: KeeperLost, AlreadyExists (the job's key), LimitExceeded (disk, descriptors, message),
-            OperationTimeout (the keeper itself), InvalidSpec.
+            RuntimeFailed (it could not be executed), NotFound (no such registered binary), OperationTimeout (the
+            keeper itself), InvalidSpec.
         """
-        raise NotImplementedError
+        body, fds = _spawn_body(job)
+        # A job's key may be used again once its exit was acknowledged.
+        self._exits.pop(job.job, None)
+        answer, received = await self._connection.call(
+            wire.SPAWN, body, job.timeout_s + limits.KEEPER_CALL_S, fds, subject=job.job, executable=job.executable
+        )
+        by_name = dict(zip(answer["fds"], received, strict=True))
+        if answer["pid"] is not None:
+            self._told.add(job.job)
+        return Spawned(
+            pid=answer["pid"],
+            start_time=answer["start_time"],
+            pidfd=by_name.get("pidfd"),
+            console=by_name.get("console"),
+            status=answer["status"],
+            timed_out=answer["timed_out"],
+            spawned_mono=answer["spawned_ns"] / 1e9,
+            runtime_exited_mono=answer["returned_ns"] / 1e9,
+        )
 
     async def wait_exit(self, job: str) -> JobExit:
-        """The end of a job's process, also if told before. Any number may wait. Raises: KeeperLost."""
-        raise NotImplementedError
+        """The end of a job's process, also if told before. Any number may wait; cancelled, only the waiting ends.
+
+        Raises: KeeperLost, NotFound (the keeper has no such job).
+        """
+        if job not in self._exits and job not in self._told:
+            answer, _ = await self._connection.call(wire.EXIT_OF, {"job": job}, limits.KEEPER_CALL_S, subject=job)
+            self._told.add(job)
+            if answer["exit"] is not None:
+                self._note_exits([answer["exit"]])
+        if job in self._exits:
+            return self._exits[job]
+        self._connection.check()
+        future = self._waiting.get(job)
+        if future is None:
+            future = self._waiting[job] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(future)
 
     async def acknowledge(self, job: str) -> None:
-        """The exit is committed: free its slot and its descriptors. An unknown job is fine."""
-        raise NotImplementedError
+        """The exit is committed: free its slot and its descriptors. An unknown job is fine. Raises: KeeperLost."""
+        self._exits.pop(job, None)
+        self._told.discard(job)
+        self._connection.send(wire.ACKNOWLEDGE, {"job": job})
 
     async def close_held(self, job: str, names: Sequence[str]) -> None:
-        """Close held duplicates; returns when they are closed. Raises: NotFound."""
-        raise NotImplementedError
+        """Close held duplicates; returns when they are closed. Raises: NotFound, KeeperLost."""
+        body: dict[str, object] = {"job": job, "names": list(names)}
+        await self._connection.call(wire.CLOSE, body, limits.KEEPER_CALL_S, subject=job)
 
     async def list_jobs(self) -> list[JobState]:
-        """Every job that was not acknowledged, in the order of the spawns."""
-        raise NotImplementedError
+        """Every job that was not acknowledged, in the order of the spawns. Raises: KeeperLost."""
+        jobs: list[JobState] = []
+        last, more = 0, True
+        while more:
+            answer, _ = await self._connection.call(wire.LIST, {"after": last}, limits.KEEPER_CALL_S)
+            jobs += [_job_state(entry) for entry in answer["jobs"]]
+            last, more = answer["last"], answer["more"]
+        return jobs
 
     async def fetch(self, job: str) -> dict[str, int]:
-        """Duplicates of what is held for a job, by name; the caller closes them. Raises: NotFound."""
-        raise NotImplementedError
+        """Duplicates of what is held for a job, by name; the caller closes them. Raises: NotFound, KeeperLost."""
+        answer, fds = await self._connection.call(wire.FETCH, {"job": job}, limits.KEEPER_CALL_S, subject=job)
+        return dict(zip(answer["names"], fds, strict=True))
 
     async def register_binary(self, name: str, fd: int) -> None:
         """Let `Job.executable` name the binary behind `fd` (a sealed memfd); it replaces an earlier one."""
-        raise NotImplementedError
+        await self._connection.call(wire.REGISTER, {"name": name}, limits.KEEPER_CALL_S, [fd])
+
+    async def ping(self) -> None:
+        """One round trip. Raises: KeeperLost, OperationTimeout."""
+        await self._connection.call(wire.PING, {}, limits.KEEPER_CALL_S)
 
     async def stats(self) -> KeeperStats:
-        """Size and load."""
-        raise NotImplementedError
+        """Size and load. Raises: KeeperLost."""
+        answer, _ = await self._connection.call(wire.STATS, {}, limits.KEEPER_CALL_S)
+        return KeeperStats(**answer)
 
     async def wait_lost(self) -> None:
-        """Return when the connection is gone: the keeper died, or a newer engine fenced this one."""
-        raise NotImplementedError
+        """Return when the connection is gone: the keeper died, a newer engine fenced this one, or it was closed."""
+        await self._connection.wait_lost()
 
     async def shutdown(self, *, force: bool = False) -> None:
-        """End the keeper. Raises: InvalidState while jobs are there, unless `force` (which signals no container)."""
-        raise NotImplementedError
+        """End the keeper, and wait until it has left. Raises: InvalidState while it has jobs, unless `force`.
+
+        No process is signalled by that; with `force` the exits of what runs become unknowable.
+        """
+        await self._connection.call(wire.SHUTDOWN, {"force": force}, limits.KEEPER_CALL_S)
+        await self.wait_lost()
+        await self.close()
 
     async def close(self) -> None:
-        """Leave; the keeper goes on."""
-        raise NotImplementedError
+        """Leave; the keeper goes on. Those who wait get KeeperLost. Again is nothing."""
+        self._connection.close("the connection to the keeper was closed")
+
+    def _note_exits(self, exits: list[list[Any]]) -> None:
+        for values in exits:
+            exit = _job_exit(values)
+            if self._exits.setdefault(exit.job, exit) is exit:
+                future = self._waiting.pop(exit.job, None)
+                if future is not None and not future.done():
+                    future.set_result(exit)
+
+    def _wake_waiters(self, error: KeeperLost) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+                # Nobody may be waiting any more; that is not worth a warning.
+                future.exception()
+        self._waiting.clear()
+
+
+def _spawn_body(job: Job) -> tuple[dict[str, object], list[int]]:
+    fds: list[int] = []
+    places: dict[int, int] = {}
+
+    def index(fd: int) -> int:
+        if fd not in places:
+            places[fd] = len(fds)
+            fds.append(fd)
+        return places[fd]
+
+    mount = None if job.mount is None else {"fd": index(job.mount.fd), "target": job.mount.target}
+    segments = None
+    if job.segments is not None:
+        plan = job.segments
+        segments = {"dir": plan.directory, "max_bytes": plan.max_bytes, "max_files": plan.max_files}
+    body: dict[str, object] = {
+        "job": job.job,
+        "argv": job.argv,
+        "executable": job.executable,
+        "env": job.env,
+        "cwd": job.cwd,
+        "pid_file": job.pid_file,
+        "timeout_s": job.timeout_s,
+        "stdio": [index(fd) for fd in job.stdio],
+        "extra": {str(number): index(fd) for number, fd in job.extra_fds.items()},
+        "hold": {name: index(fd) for name, fd in job.hold.items()},
+        "mount": mount,
+        "console": job.console,
+        "segments": segments,
+        "recipe": _encoded(job.job, job.recipe),
+        "meta": job.meta,
+    }
+    return body, fds
+
+
+def _encoded(job: str, recipe: dict[str, object]) -> bytes:
+    try:
+        return wire.encode(recipe)
+    except wire.WireError as error:
+        raise InvalidSpec(f"recipe of job {job}: {error}") from error
+
+
+def _job_exit(values: list[Any]) -> JobExit:
+    job, status, mono_ns, wall_ns = values
+    return JobExit(job=job, status=status, mono=mono_ns / 1e9, wall=wall_ns / 1e9)
+
+
+def _job_state(entry: list[Any]) -> JobState:
+    job, pid, start_time, exit, recipe, meta, held = entry
+    decoded: Any = wire.decode(recipe)
+    return JobState(
+        job=job,
+        pid=pid,
+        start_time=start_time,
+        exit=None if exit is None else _job_exit(exit),
+        recipe=decoded,
+        meta=meta,
+        held=tuple(held),
+    )

@@ -1,0 +1,136 @@
+"""Moves output into segments while no engine is connected, a bounded piece a turn, so that no container freezes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from select import EPOLLIN
+from time import monotonic
+
+from .segments import SegmentWriter
+from .table import Row
+
+PIECE_BYTES = 256 * 1024
+_RETRY_S = 1.0
+_STDOUT = 1
+_STDERR = 2
+
+Watch = Callable[[int, int, Callable[[int], None]], None]
+
+
+class Mover:
+    """The output of one job: which descriptors, and the writer that they share."""
+
+    def __init__(self, row: Row, segments: tuple[str, int, int], watch: Watch, unwatch: Callable[[int], None]) -> None:
+        self._row = row
+        self._segments = segments
+        self._watch = watch
+        self._unwatch = unwatch
+        self._writer: SegmentWriter | None = None
+        self._through: tuple[int, int] | None = None
+        self._sources: dict[int, int] = {}
+        self._watched: set[int] = set()
+        held = row.held
+        if "console" in held:
+            if "console_pipe_r" in held and "console_pipe_w" in held:
+                self._through = (held["console_pipe_r"], held["console_pipe_w"])
+                self._sources[held["console"]] = _STDOUT
+        else:
+            for name, stream in (("stdout", _STDOUT), ("stderr", _STDERR)):
+                if name in held:
+                    self._sources[held[name]] = stream
+        self.retry_at: float | None = None
+        self.resume()
+
+    def resume(self) -> None:
+        """Watch every stream that has not ended."""
+        self.retry_at = None
+        for fd in self._sources:
+            if fd not in self._watched:
+                self._watched.add(fd)
+                self._watch(fd, EPOLLIN, lambda _events, fd=fd: self._readable(fd))  # type: ignore[misc]
+
+    def stop(self) -> None:
+        """Leave the streams to somebody else; what is in the files is complete or repaired by the next writer."""
+        self._suspend()
+        self.retry_at = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _suspend(self) -> None:
+        for fd in self._watched:
+            self._unwatch(fd)
+        self._watched.clear()
+
+    def _readable(self, fd: int) -> None:
+        try:
+            ended = self._move(fd)
+        except BlockingIOError:
+            return
+        except OSError:
+            # A full disk: the container waits, as it does under the policy `block`; nothing is lost meanwhile.
+            self._suspend()
+            self.retry_at = monotonic() + _RETRY_S
+            return
+        if ended and self._through is not None and not self._row.exited:
+            # Nobody has the terminal open at this moment; it still hangs up at each look.
+            self._suspend()
+            self.retry_at = monotonic() + _RETRY_S
+        elif ended:
+            self._unwatch(fd)
+            self._watched.discard(fd)
+            del self._sources[fd]
+            if not self._sources:
+                self.stop()
+
+    def _move(self, fd: int) -> bool:
+        """One piece; True at the end of the stream. Raises: BlockingIOError, OSError."""
+        if self._writer is None:
+            self._writer = SegmentWriter(*self._segments)
+        if self._through is not None:
+            return self._writer.splice_through(_STDOUT, fd, *self._through, PIECE_BYTES) == 0
+        if self._writer.owed is not None and self._writer.owed[0] != self._sources[fd]:
+            self._complete(self._writer, *self._writer.owed)
+        return self._writer.splice(self._sources[fd], fd, PIECE_BYTES) == 0
+
+    def _complete(self, writer: SegmentWriter, stream: int, missing: int) -> None:
+        """Finish the other stream's frame; its pipe holds the very bytes, unless that stream has ended."""
+        for fd, other in self._sources.items():
+            if other == stream:
+                while writer.owed is not None:
+                    writer.splice(stream, fd, missing)
+                return
+        writer.cut()
+
+
+class Output:
+    """The movers of all jobs."""
+
+    def __init__(self, watch: Watch, unwatch: Callable[[int], None]) -> None:
+        self._watch = watch
+        self._unwatch = unwatch
+        self._movers: dict[str, Mover] = {}
+
+    def start(self, row: Row) -> None:
+        """Move a job's output from now on."""
+        if row.segments is not None and row.job not in self._movers:
+            self._movers[row.job] = Mover(row, row.segments, self._watch, self._unwatch)
+
+    def stop(self, row: Row) -> None:
+        mover = self._movers.pop(row.job, None)
+        if mover is not None:
+            mover.stop()
+
+    def stop_all(self) -> None:
+        for mover in self._movers.values():
+            mover.stop()
+        self._movers.clear()
+
+    def next_retry(self) -> float | None:
+        """When `retry` is due, on the monotonic clock."""
+        return min((mover.retry_at for mover in self._movers.values() if mover.retry_at is not None), default=None)
+
+    def retry(self, now: float) -> None:
+        for mover in self._movers.values():
+            if mover.retry_at is not None and mover.retry_at <= now:
+                mover.resume()

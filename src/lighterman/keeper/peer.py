@@ -1,0 +1,79 @@
+"""One client: what it still has to be sent, within a bound, and which exits it has not been told."""
+
+from __future__ import annotations
+
+from _socket import socket
+from collections import deque
+from collections.abc import Sequence
+
+from . import wire
+from .channel import close_all, transmit
+from .table import Row
+
+MAX_QUEUED_MESSAGES = 1024
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+_EXITS_A_MESSAGE = 128
+
+
+class PeerLost(Exception):
+    """The client is gone, broke the protocol or does not read."""
+
+
+class Peer:
+    """A connection. `role` is empty until HELLO."""
+
+    def __init__(self, sock: socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.role = ""
+        self.untold: deque[Row] = deque()
+        self.watching_writes = False
+        self._queue: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._queued_bytes = 0
+
+    def send(self, verb: int, request: int, body: dict[str, object], fds: Sequence[int] = ()) -> None:
+        """Send or queue; `fds` are ours to close from now on. Raises: PeerLost."""
+        self.send_packed(wire.pack(verb, request, body), fds)
+
+    def send_packed(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        """Like `send`, with the message made."""
+        self._queue.append((message, fds))
+        self._queued_bytes += len(message)
+        self.flush()
+        if len(self._queue) > MAX_QUEUED_MESSAGES or self._queued_bytes > MAX_QUEUED_BYTES:
+            raise PeerLost("it does not read its answers")
+
+    def flush(self) -> bool:
+        """Send what fits; True if all is sent. Answers go before exits, so that SPAWN's comes before its EXIT.
+
+        Raises: PeerLost.
+        """
+        try:
+            while self._queue:
+                message, fds = self._queue[0]
+                transmit(self.sock, message, fds)
+                self._queue.popleft()
+                self._queued_bytes -= len(message)
+                close_all(fds)
+            while self.untold:
+                batch = [self.untold[at] for at in range(min(len(self.untold), _EXITS_A_MESSAGE))]
+                transmit(self.sock, wire.pack(wire.EXITS, 0, {"exits": [exit_values(row) for row in batch]}), ())
+                for _ in batch:
+                    self.untold.popleft()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise PeerLost(str(error)) from error
+        return True
+
+    def close(self) -> None:
+        for _, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+        self.untold.clear()
+        self.sock.close()
+
+
+def exit_values(row: Row) -> list[object]:
+    """An exit on the wire: `[job, wait status, mono_ns, wall_ns]`."""
+    return [row.job, row.status, row.mono_ns, row.wall_ns]
