@@ -267,11 +267,6 @@ class SegmentWriter:
         self._written = 0
         self.owed = None
 
-    def skip(self, count: int) -> None:
-        """Let the offset grow by payload that will never be written, so that readers count the gap."""
-        self._settle(0)
-        self.end += count
-
     @property
     def starts(self) -> tuple[int, ...]:
         """The offsets of the files there are, ascending."""

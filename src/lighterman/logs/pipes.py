@@ -1,0 +1,32 @@
+"""The pipes that carry a container's output."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+__all__ = ["PIPE_BYTES", "make_output_pipe"]
+
+# Measured with 64 kB writes, pipe to segment: 64 KiB (the kernel's default) moves 0.6 GB/s, 1 MiB 1.8 GB/s. It is also
+# the most that a normal user may ask for (/proc/sys/fs/pipe-max-size). The pages are taken only when they are filled.
+PIPE_BYTES = 1024 * 1024
+
+
+def make_output_pipe() -> tuple[int, int]:
+    """(read end, write end), both close-on-exec.
+
+    Only the read end is non-blocking: the flag belongs to the open end, and a container that finds its stdout
+    non-blocking loses output. Raises: OSError.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.set_blocking(read, False)
+        # Refused to a normal user who has many pipes (/proc/sys/fs/pipe-user-pages-soft): the default size works too.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except BaseException:
+        os.close(read)
+        os.close(write)
+        raise
+    return read, write

@@ -1,0 +1,282 @@
+"""Log segments, the reading side: frames back from the files, while a writer appends, rotates and deletes.
+
+A frame that is not complete yet is not there yet. A file that is open stays readable after it was deleted. What was
+deleted before it was opened is counted: the offset of the next frame tells how much is missing. Damage costs its block
+(see `keeper/segments.py`) and is counted in the same way; at the very end, where no later frame can tell how much it
+was, it is a StoreError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from lighterman.errors import StoreError
+from lighterman.keeper.segments import (
+    BLOCK,
+    HEADER_BYTES,
+    STDERR,
+    STDOUT,
+    frame_position,
+    list_segments,
+    segment_name,
+    unpack_header,
+)
+
+__all__ = ["STREAM_NAMES", "Cursor", "Frame", "LogRecord", "SegmentReader", "StreamName", "read_frames"]
+
+StreamName = Literal["stdout", "stderr"]
+STREAM_NAMES: dict[int, StreamName] = {STDOUT: "stdout", STDERR: "stderr"}
+
+
+class Cursor(msgspec.Struct, frozen=True, order=True):
+    """A place in a container's log: before it lie `offset` bytes of output of the run `generation`."""
+
+    generation: int
+    offset: int
+
+
+class LogRecord(msgspec.Struct, frozen=True):
+    """A piece of output, as it came: not a line.
+
+    Attributes:
+        stream: which of the two.
+        time: when its first byte was seen, in seconds since the Unix epoch.
+        data: the bytes.
+        cursor: the place after it; `logs(after=cursor)` goes on with the next.
+        lost: how many bytes are missing right before this record, because they were rotated away or damaged.
+    """
+
+    stream: StreamName
+    time: float
+    data: bytes
+    cursor: Cursor
+    lost: int = 0
+
+
+class Frame(NamedTuple):
+    """A piece of output with its place: `end` is the offset after it. `lost` as in `LogRecord`."""
+
+    stream: int
+    time_ns: int
+    data: bytes
+    end: int
+    lost: int
+
+
+class SegmentReader:
+    """Reads one directory forward. Synchronous, one call at a time, from any thread.
+
+    Attributes:
+        offset: everything before it has been returned, left out, or counted as lost.
+        lost: how many bytes, of both streams, were gone before they could be read.
+    """
+
+    def __init__(self, directory: str, after: int = 0, starts: Callable[[], Sequence[int]] | None = None) -> None:
+        """`starts` gives the offsets of the files without listing the directory (the writer knows them)."""
+        self.offset = after
+        self.lost = 0
+        self._directory = directory
+        self._starts = starts
+        self._fd = -1
+        self._start = -1
+        self._position = 0
+
+    def read(self, until: int | None = None, stream: int | None = None, *, nowait: bool = False) -> list[Frame]:
+        """The next frames, about 256 KiB of them; none if there are no more now.
+
+        Args:
+            until: the offset up to which there are complete frames, if the caller knows.
+            stream: leave out the other one.
+            nowait: raise BlockingIOError rather than wait for a disk; the same call can then be made without it.
+
+        Raises: StoreError for damage at the end; OSError.
+        """
+        while until is None or self.offset < until:
+            if self._fd < 0 and not self._open_at_offset(nowait):
+                break
+            frames = self._read_block(until, stream, nowait)
+            if frames:
+                return frames
+            if frames is None and not self._open_next(nowait):
+                break
+        if until is not None and self.offset < until:
+            raise StoreError(f"{self._directory}: the log ends at {self.offset} and should go on to {until}")
+        return []
+
+    @property
+    def missing(self) -> int:
+        """How much of what comes next is known to be gone, though no frame after it tells."""
+        return max(self._start - self.offset, 0)
+
+    def go_to(self, offset: int) -> None:
+        """Go on from another offset."""
+        self.close()
+        self.offset = offset
+
+    def close(self) -> None:
+        """Close the file. Reading again opens it again."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    # ---- one block ----
+
+    def _read_block(self, until: int | None, stream: int | None, nowait: bool) -> list[Frame] | None:
+        """The frames in the rest of a block; None at the end of the file, for now."""
+        position = frame_position(self._position)
+        size = os.fstat(self._fd).st_size
+        count = min(size - position, BLOCK - position % BLOCK)
+        if count < HEADER_BYTES:
+            return None
+        data = self._pread(count, position, nowait)
+        frames: list[Frame] = []
+        at = 0
+        while len(data) - at >= HEADER_BYTES and (until is None or self.offset < until):
+            header = unpack_header(data, at, position)
+            if header is None:
+                if self._skip_damage(position, size):
+                    return frames
+                return frames or None
+            source, _, length, offset, time_ns = header
+            body = at + HEADER_BYTES
+            if len(data) - body < length:
+                return frames or None
+            end = offset + length
+            if end > self.offset:
+                first = max(self.offset - offset, 0)
+                lost = max(offset - self.offset, 0)
+                self.lost += lost
+                if stream is None or stream == source:
+                    frames.append(Frame(source, time_ns, bytes(data[body + first : body + length]), end, lost))
+                self.offset = end
+            position += HEADER_BYTES + length
+            self._position = position
+            at = body + length
+            position = frame_position(position)
+            if position % BLOCK == 0:
+                break
+        return frames
+
+    def _skip_damage(self, position: int, size: int) -> bool:
+        """Go on at the next block. Returns False if there is none."""
+        block = position - position % BLOCK + BLOCK
+        if block >= size:
+            return False
+        self._position = block
+        return True
+
+    def _pread(self, count: int, position: int, nowait: bool) -> bytes | bytearray:
+        if not nowait:
+            return os.pread(self._fd, count, position)
+        data = bytearray(count)
+        try:
+            # What was written a moment ago is in memory; if it is not, say so instead of waiting for the disk.
+            got = os.preadv(self._fd, [data], position, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise BlockingIOError(errno.EAGAIN, "this file system can't tell whether it would wait") from error
+            raise
+        if got < count:
+            raise BlockingIOError(errno.EAGAIN, "a part of it is not in memory")
+        return data
+
+    # ---- files ----
+
+    def _list(self, nowait: bool) -> Sequence[int]:
+        if self._starts is not None:
+            return self._starts()
+        if nowait:
+            raise BlockingIOError(errno.EAGAIN, "the directory has to be listed")
+        return list_segments(self._directory)
+
+    def _open(self, start: int, starts: Sequence[int], nowait: bool) -> bool:
+        """Returns False if the file was deleted meanwhile."""
+        # The newest file's name and inode are in memory, as its writer holds it open; others may have to be looked up.
+        if nowait and start != starts[-1]:
+            raise BlockingIOError(errno.EAGAIN, "an older file has to be opened")
+        path = f"{self._directory}/{segment_name(start)}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        self.close()
+        self._fd = fd
+        self._start = start
+        self._position = 0
+        return True
+
+    def _open_at_offset(self, nowait: bool) -> bool:
+        """Open the file that has the offset, or else the first one after it. Returns False if there is none."""
+        before: Sequence[int] = ()
+        while True:
+            starts = self._list(nowait)
+            if not starts or starts == before:
+                return False
+            before = starts
+            start = max((start for start in starts if start <= self.offset), default=starts[0])
+            if self._open(start, starts, nowait):
+                try:
+                    self._seek(nowait)
+                except BaseException:
+                    self.close()
+                    raise
+                return True
+
+    def _open_next(self, nowait: bool) -> bool:
+        """Go to the file after this one, when this one has been read to its end. Returns False if there is none yet."""
+        before: Sequence[int] = ()
+        while True:
+            starts = [start for start in self._list(nowait) if start > self._start]
+            if not starts or starts == before:
+                break
+            before = starts
+            # Nobody appends to a file that has a successor; but it may have been appended to since it was read.
+            if self._more(nowait) or any(self._open(start, starts, nowait) for start in starts):
+                return True
+        # Read once more: a writer that cuts its last frame rewrites the header.
+        if self._damaged(nowait):
+            where = f"{self._directory}/{segment_name(self._start)}, byte {frame_position(self._position)}"
+            raise StoreError(f"{where}: damaged, and nothing after it tells how much is lost")
+        return False
+
+    def _more(self, nowait: bool) -> bool:
+        position = frame_position(self._position)
+        size = os.fstat(self._fd).st_size
+        if size - position <= HEADER_BYTES:
+            return False
+        header = unpack_header(self._pread(HEADER_BYTES, position, nowait), 0, position)
+        return header is not None and size - position - HEADER_BYTES >= header[2]
+
+    def _damaged(self, nowait: bool) -> bool:
+        position = frame_position(self._position)
+        if os.fstat(self._fd).st_size - position < HEADER_BYTES:
+            return False
+        return unpack_header(self._pread(HEADER_BYTES, position, nowait), 0, position) is None
+
+    def _seek(self, nowait: bool) -> None:
+        """Find the last block that begins at or before the offset."""
+        first, last = 0, max(os.fstat(self._fd).st_size - HEADER_BYTES, 0) // BLOCK
+        while first < last:
+            middle = (first + last + 1) // 2
+            header = unpack_header(self._pread(HEADER_BYTES, middle * BLOCK, nowait), 0, middle * BLOCK)
+            # A damaged one is met again when it is walked over.
+            if header is not None and header[3] <= self.offset:
+                first = middle
+            else:
+                last = middle - 1
+        self._position = first * BLOCK
+
+
+def read_frames(directory: str, after: int = 0, until: int | None = None) -> Iterator[Frame]:
+    """All complete frames there are from an offset on, or up to another. Raises: as `SegmentReader.read`."""
+    reader = SegmentReader(directory, after)
+    try:
+        while frames := reader.read(until):
+            yield from frames
+    finally:
+        reader.close()
