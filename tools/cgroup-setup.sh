@@ -12,20 +12,22 @@ mounted=()
 undo() {
     local at
     for at in "${mounted[@]}"; do
-        umount "$at" && rmdir "$at" && echo "cgroup set-up: unmounted $at"
+        # A hierarchy that holds a cgroup outlives its unmounting and keeps the controller; these are empty parents.
+        find "$at" -mindepth 1 -depth -type d -path "$at/lighterman*" -exec rmdir {} + 2>/dev/null || true
+        umount "$at" && rmdir "$at" && echo "cgroup set-up: unmounted $at" >&2
     done
 }
 
-if [ "$(id -u)" = 0 ] && [ -s "$unified/cgroup.controllers" ]; then
+if [ "$(id -u)" = 0 ] && [ -r "$unified/cgroup.controllers" ]; then
     trap undo EXIT
     for controller in $(<"$unified/cgroup.controllers"); do
         at=/sys/fs/cgroup/$controller
         if mkdir -p "$at" 2>/dev/null && mount -t cgroup -o "$controller" cgroup "$at" 2>/dev/null; then
             mounted+=("$at")
-            echo "cgroup set-up: mounted $at (v1) for the time of this run, so that crun accepts this host"
+            echo "cgroup set-up: mounted $at (v1) for the time of this run, so that crun accepts this host" >&2
         else
             rmdir "$at" 2>/dev/null || true
-            echo "cgroup set-up: could not mount $controller as v1; crun may refuse this host, runc does not"
+            echo "cgroup set-up: could not mount $controller as v1; crun may refuse this host, runc does not" >&2
         fi
     done
 fi

@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 export LC_ALL=C
-# Debian keeps runc and ip in directories that a user's PATH may lack.
+# Debian keeps runc in a directory that a user's PATH may lack.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -23,7 +23,6 @@ missing_packages() {
     have crun || echo crun
     have runc || echo runc
     have catatonit || echo catatonit
-    have ip || echo iproute2
     static_busybox || echo busybox-static
     "$here/find-python.sh" >/dev/null 2>&1 || python_packages
 }
@@ -71,7 +70,11 @@ if ! install $missing >/dev/null 2>&1; then
     apt-get update -q
     missing=$(missing_packages | tr '\n' ' ')
     # shellcheck disable=SC2086
-    install $missing
+    if ! install $missing; then
+        echo "could not install: $missing" >&2
+        case "$missing" in *python*) "$here/find-python.sh" >/dev/null || true ;; esac
+        exit 1
+    fi
 fi
 
 missing=$(missing_packages | tr '\n' ' ')
