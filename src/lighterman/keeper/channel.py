@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from _collections_abc import Iterable, Sequence
 from _socket import (
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
@@ -15,7 +16,6 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
-from collections.abc import Iterable, Sequence
 
 from .wire import MAX_DESCRIPTORS, MESSAGE_BYTES, WireError
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from _collections_abc import Callable
 from select import EPOLLIN
 from time import monotonic
 
-from .segments import SegmentWriter
 from .table import Row
+
+# Spelled out, as `typing` is expensive to import and the checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .segments import SegmentWriter
 
 PIECE_BYTES = 256 * 1024
 _RETRY_S = 1.0
@@ -86,6 +90,9 @@ class Mover:
     def _move(self, fd: int) -> bool:
         """One piece; True at the end of the stream. Raises: BlockingIOError, OSError."""
         if self._writer is None:
+            # Only a keeper whose engine has left needs it.
+            from .segments import SegmentWriter
+
             self._writer = SegmentWriter(*self._segments)
         if self._through is not None:
             return self._writer.splice_through(_STDOUT, fd, *self._through, PIECE_BYTES) == 0

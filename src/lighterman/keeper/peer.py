@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from _collections_abc import Sequence
 from _socket import socket
-from collections import deque
-from collections.abc import Sequence
 
 from . import wire
 from .channel import close_all, transmit
@@ -26,9 +25,9 @@ class Peer:
         self.sock = sock
         self.fd = sock.fileno()
         self.role = ""
-        self.untold: deque[Row] = deque()
+        self.untold: list[Row] = []
         self.watching_writes = False
-        self._queue: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._queue: list[tuple[bytes, Sequence[int]]] = []
         self._queued_bytes = 0
 
     def send(self, verb: int, request: int, body: dict[str, object], fds: Sequence[int] = ()) -> None:
@@ -52,14 +51,13 @@ class Peer:
             while self._queue:
                 message, fds = self._queue[0]
                 transmit(self.sock, message, fds)
-                self._queue.popleft()
+                del self._queue[0]
                 self._queued_bytes -= len(message)
                 close_all(fds)
             while self.untold:
-                batch = [self.untold[at] for at in range(min(len(self.untold), _EXITS_A_MESSAGE))]
+                batch = self.untold[:_EXITS_A_MESSAGE]
                 transmit(self.sock, wire.pack(wire.EXITS, 0, {"exits": [exit_values(row) for row in batch]}), ())
-                for _ in batch:
-                    self.untold.popleft()
+                del self.untold[: len(batch)]
         except BlockingIOError:
             return False
         except OSError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import select
+from _collections_abc import Callable
 from _socket import SO_PEERCRED, SOL_SOCKET, socket
-from collections.abc import Callable
 from struct import Struct
 from time import monotonic, monotonic_ns, time_ns
 
