@@ -1,0 +1,7 @@
+"""Cgroups of both versions behind one face: nobody outside this package asks which version a host has."""
+
+from lighterman.runtimes.oci.cgroups.cgroup import Cgroup
+from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy, cgroup_host
+from lighterman.runtimes.oci.cgroups.resources import check_resources, resources_to_oci
+
+__all__ = ["Cgroup", "CgroupHost", "Hierarchy", "cgroup_host", "check_resources", "resources_to_oci"]

@@ -1,0 +1,143 @@
+"""How this host has mounted its cgroups: version 1, version 2, or both at once (hybrid)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal
+
+import msgspec
+
+from lighterman.errors import NotSupported
+from lighterman.runtimes.oci.cgroups import files
+
+__all__ = ["MOUNT_ROOT", "CgroupHost", "Hierarchy", "cgroup_host", "read_host"]
+
+MOUNT_ROOT = "/sys/fs/cgroup"
+
+
+class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
+    """One mounted tree of cgroups.
+
+    Attributes:
+        mount_point: absolute path; the runtimes' cgroupfs driver puts `cgroupsPath` below it.
+        version: 1 or 2. controllers: what it can limit or count; of a named one (`name=systemd`) the name.
+        read_only: as it is mounted here. local_events: v2's option that keeps memory.events from counting below.
+    """
+
+    mount_point: str
+    version: Literal[1, 2]
+    controllers: frozenset[str]
+    read_only: bool = False
+    local_events: bool = False
+
+
+class CgroupHost(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is mounted.
+
+    Attributes:
+        layout: `v2` (only version 2, at the root), `v1`, or `hybrid` (version 1, and version 2 beside it).
+        left_over: hybrid only: controllers that no v1 hierarchy has taken. crun refuses such a host ("cgroups in
+            hybrid mode not supported, drop all controllers from cgroupv2").
+        remedy: the shell command that mounts those as v1; None where nothing has to be done.
+    """
+
+    layout: Literal["v1", "hybrid", "v2"]
+    hierarchies: tuple[Hierarchy, ...]
+    left_over: tuple[str, ...] = ()
+    remedy: str | None = None
+
+    def hierarchy_of(self, controller: str) -> Hierarchy | None:
+        """Where `controller` is; None if this host has it nowhere."""
+        for hierarchy in self.hierarchies:
+            if controller in hierarchy.controllers:
+                return hierarchy
+        return None
+
+    @property
+    def unified(self) -> Hierarchy | None:
+        """The version 2 tree, if any."""
+        return next((hierarchy for hierarchy in self.hierarchies if hierarchy.version == 2), None)
+
+    @property
+    def freezer(self) -> Hierarchy | None:
+        """Where cgroups are frozen: v1's controller, else v2's tree, which needs none."""
+        return self.hierarchy_of("freezer") or self.unified
+
+
+def cgroup_host() -> CgroupHost:
+    """This host's. A few small reads; not cached, because mounting is what mends a host.
+
+    Raises: NotSupported if no hierarchy is mounted.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        mountinfo = mounts.read()
+    try:
+        with open("/proc/cgroups", encoding="ascii") as known:
+            controllers = frozenset(line.split()[0] for line in known if line[0] != "#")
+    except FileNotFoundError:  # a kernel without version 1
+        controllers = frozenset()
+    return read_host(mountinfo, controllers)
+
+
+def read_host(mountinfo: str, v1_controllers: frozenset[str], root: str = MOUNT_ROOT) -> CgroupHost:
+    """As `cgroup_host`, from the text of a mountinfo (proc(5)), looking at `root` and directly below it."""
+    hierarchies: dict[str, Hierarchy] = {}
+    for line in mountinfo.splitlines():
+        hierarchy = _hierarchy(line, v1_controllers, root)
+        if hierarchy is not None:
+            # A later mount at one place covers the earlier.
+            hierarchies[hierarchy.mount_point] = hierarchy
+    at_root = hierarchies.get(root)
+    if at_root is not None and at_root.version == 2:
+        return CgroupHost(layout="v2", hierarchies=(at_root,))
+    mounted = tuple(hierarchies.values())
+    if not mounted:
+        raise NotSupported(
+            f"no cgroup hierarchy is mounted at {root}: run `mount -t cgroup2 cgroup2 {root}`", operation="cgroups"
+        )
+    unified = next((hierarchy for hierarchy in mounted if hierarchy.version == 2), None)
+    if unified is None:
+        return CgroupHost(layout="v1", hierarchies=mounted)
+    left_over = tuple(sorted(unified.controllers))
+    return CgroupHost(layout="hybrid", hierarchies=mounted, left_over=left_over, remedy=_remedy(left_over, root))
+
+
+def _hierarchy(line: str, v1_controllers: frozenset[str], root: str) -> Hierarchy | None:
+    mount, separator, source = line.partition(" - ")
+    fields, details = mount.split(" "), source.split(" ")
+    if not separator or len(fields) < 6 or len(details) < 3 or details[0] not in ("cgroup", "cgroup2"):
+        return None
+    # Space, tab, line feed and backslash are escaped as three octal digits.
+    mount_point = re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), fields[4])
+    if mount_point != root and os.path.dirname(mount_point) != root:
+        return None
+    options = details[2].split(",")
+    read_only = "ro" in fields[5].split(",")
+    if details[0] == "cgroup":
+        controllers = frozenset(name for name in options if name in v1_controllers or name.startswith("name="))
+        return Hierarchy(mount_point=mount_point, version=1, controllers=controllers, read_only=read_only)
+    return Hierarchy(
+        mount_point=mount_point,
+        version=2,
+        controllers=_v2_controllers(mount_point),
+        read_only=read_only,
+        local_events="memory_localevents" in options,
+    )
+
+
+def _v2_controllers(mount_point: str) -> frozenset[str]:
+    directory = files.open_directory(mount_point, ())
+    if directory is None:
+        return frozenset()
+    try:
+        return frozenset((files.read(directory, "cgroup.controllers") or "").split())
+    finally:
+        os.close(directory)
+
+
+def _remedy(left_over: tuple[str, ...], root: str) -> str | None:
+    # Version 2 calls the block controller io.
+    names = ["blkio" if name == "io" else name for name in left_over]
+    commands = [f"mkdir -p {root}/{name} && mount -t cgroup -o {name} cgroup {root}/{name}" for name in names]
+    return "; ".join(commands) or None

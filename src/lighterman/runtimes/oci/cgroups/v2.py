@@ -1,0 +1,100 @@
+"""Version 2: one hierarchy for all. Files as the kernel's admin-guide/cgroup-v2 names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lighterman.runtimes.oci.cgroups import files
+from lighterman.runtimes.oci.cgroups.v1 import Counters
+
+
+def kill(directory: int) -> bool:
+    """SIGKILL for the whole subtree, atomic against forks; False where the kernel (before 5.14) or the cgroup lacks."""
+    return files.write(directory, "cgroup.kill", "1")
+
+
+def populated(directory: int) -> bool | None:
+    """Whether any process is in the subtree; None where the cgroup is gone, and in the root, which does not say."""
+    count = files.read_table(directory, "cgroup.events").get("populated")
+    return None if count is None else count != 0
+
+
+def set_frozen(directory: int, frozen: bool) -> bool:
+    """Ask for it, for the whole subtree; False if the cgroup is gone."""
+    return files.write(directory, "cgroup.freeze", "1" if frozen else "0")
+
+
+def frozen_state(directory: int) -> bool | None:
+    """True or False when every process is frozen or none has to be; None in between, or where the cgroup is gone."""
+    asked = files.read_number(directory, "cgroup.freeze")
+    reached = files.read_table(directory, "cgroup.events").get("frozen")
+    if asked is None or reached is None:
+        return None
+    if reached:
+        return True
+    return None if asked else False
+
+
+def oom_kills(directory: int) -> int | None:
+    """Processes killed for memory in the subtree, removed cgroups included."""
+    return files.read_table(directory, "memory.events").get("oom_kill")
+
+
+def local_oom_kills(directory: int) -> int | None:
+    """Processes killed for memory in this one cgroup."""
+    return files.read_table(directory, "memory.events.local").get("oom_kill")
+
+
+def _cpu(directory: int) -> Counters:
+    times = files.read_table(directory, "cpu.stat")
+    return {
+        name: None if key not in times else times[key] * 1000
+        for name, key in (
+            ("cpu_ns", "usage_usec"),
+            ("cpu_user_ns", "user_usec"),
+            ("cpu_system_ns", "system_usec"),
+            ("cpu_throttled_ns", "throttled_usec"),
+        )
+    }
+
+
+def _memory(directory: int) -> Counters:
+    return {
+        "memory_bytes": files.read_number(directory, "memory.current"),
+        "memory_peak_bytes": files.read_number(directory, "memory.peak"),
+        "memory_limit_bytes": files.read_number(directory, "memory.max"),
+        "memory_inactive_file_bytes": files.read_table(directory, "memory.stat").get("inactive_file"),
+    }
+
+
+def _pids(directory: int) -> Counters:
+    return {
+        "pids": files.read_number(directory, "pids.current"),
+        "pids_limit": files.read_number(directory, "pids.max"),
+    }
+
+
+_BLOCK_FIELDS = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "read_operations", "wios": "write_operations"}
+
+
+def _block_devices(directory: int) -> Counters:
+    text = files.read(directory, "io.stat")
+    if text is None:
+        return dict.fromkeys(_BLOCK_FIELDS.values())
+    totals = dict.fromkeys(_BLOCK_FIELDS.values(), 0)
+    # Lines `MAJOR:MINOR rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`.
+    for line in text.splitlines():
+        for pair in line.split()[1:]:
+            key, _, value = pair.partition("=")
+            if key in _BLOCK_FIELDS:
+                totals[_BLOCK_FIELDS[key]] += files.number(value) or 0
+    return totals
+
+
+# CPU time is counted in every cgroup, whether the cpu controller is on or not.
+STATISTICS: Mapping[str, Callable[[int], Counters]] = {
+    "cpu": _cpu,
+    "memory": _memory,
+    "pids": _pids,
+    "io": _block_devices,
+}
