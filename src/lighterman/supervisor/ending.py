@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from lighterman import limits
 from lighterman.clock import Clock
@@ -56,11 +57,9 @@ class Ending:
 
     async def _ask_shutdown(self) -> None:
         try:
-            await self._system.shutdown()
+            await self._within("shutdown", self._shutdown_s, self._system.shutdown)
         except AlreadyStopped:
             return
-        except OperationPending:
-            await self._wait("shutdown", self._shutdown_s)
 
     async def terminate(self) -> None:
         """End all of it and wait for that [L29]. Cancelled: only the waiting ends."""
@@ -75,10 +74,7 @@ class Ending:
 
     async def _terminate(self, done: asyncio.Future[None]) -> None:
         try:
-            try:
-                await self._system.terminate()
-            except OperationPending:
-                await self._wait("terminate", self._terminate_s)
+            await self._within("terminate", self._terminate_s, self._system.terminate)
         except AlreadyStopped:
             pass
         except LightermanError as failed:
@@ -93,12 +89,14 @@ class Ending:
             raise
         done.set_result(None)
 
-    async def _wait(self, operation: str, limit_s: float) -> None:
+    async def _within(self, operation: str, limit_s: float, ask: Callable[[], Awaitable[None]]) -> None:
+        """Ask, and wait where that is pending; a runtime that never answers the asking is late as well."""
         try:
             async with self._clock.timeout(limit_s):
-                await self._system.wait()
-        except AlreadyStopped:
-            return
+                try:
+                    await ask()
+                except OperationPending:
+                    await self._system.wait()
         except TimeoutError as late:
             raise OperationTimeout(
                 f"{operation} of container {self._system.id} was not done after {limit_s:g} s",

@@ -58,8 +58,7 @@ class RecordingBackend:
         if self.attach_error is not None:
             raise self.attach_error
         if self.reads:
-            for stream in streams.readable:
-                self.read(container_id, process_id, stream)
+            self.read(container_id, process_id, streams)
 
     async def state_changed(self, info: StateInfo) -> None:
         """Write it down."""
@@ -91,14 +90,15 @@ class RecordingBackend:
 
     # ---- what a test calls ----
 
-    def read(self, container_id: str, process_id: str, stream: ReadStream) -> None:
-        """Begin to read a stream into `output`."""
-        reading = asyncio.create_task(self._read(container_id, process_id, stream), name=f"read {stream.name}")
-        self._readers.add(reading)
-        reading.add_done_callback(self._readers.discard)
+    def read(self, container_id: str, process_id: str, streams: Streams) -> None:
+        """Begin to read streams into `output`."""
+        for name, stream in (("stdout", streams.stdout), ("stderr", streams.stderr)):
+            if stream is not None:
+                reading = asyncio.create_task(self._read((container_id, process_id, name), stream), name=f"read {name}")
+                self._readers.add(reading)
+                reading.add_done_callback(self._readers.discard)
 
-    async def _read(self, container_id: str, process_id: str, stream: ReadStream) -> None:
-        key = (container_id, process_id, stream.name)
+    async def _read(self, key: tuple[str, str, str], stream: ReadStream) -> None:
         self.output.setdefault(key, b"")
         while data := await stream.read():
             self.output[key] += data
@@ -106,6 +106,10 @@ class RecordingBackend:
     def stdout(self, container_id: str, process_id: str = "init") -> bytes:
         """What was read of its stdout, in all runs."""
         return self.output.get((container_id, process_id, "stdout"), b"")
+
+    def stderr(self, container_id: str, process_id: str = "init") -> bytes:
+        """What was read of its stderr, in all runs."""
+        return self.output.get((container_id, process_id, "stderr"), b"")
 
     async def write_stdin(self, container_id: str, data: bytes, process_id: str = "init") -> None:
         """Write to a process's stdin and close it. Raises: InternalError if it has none."""

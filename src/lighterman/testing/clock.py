@@ -25,11 +25,12 @@ ROUNDS = 100  # a call chain through the supervisor takes about ten turns; each 
 class FakeLoop(asyncio.SelectorEventLoop):
     """An event loop that tells when it is idle: every task waits for something that is not there yet.
 
-    Work in threads is not seen: a task that waits for one counts as idle.
+    It is not idle while work that was given to `run_in_executor` (`asyncio.to_thread`) is under way.
     """
 
     def __init__(self) -> None:
         self._idle_hooks: list[Callable[[], bool]] = []
+        self._in_threads = 0
         super().__init__(_IdleSelector(self._on_idle))
 
     def add_idle_hook(self, hook: Callable[[], bool]) -> None:
@@ -40,7 +41,18 @@ class FakeLoop(asyncio.SelectorEventLoop):
         """Forget it."""
         self._idle_hooks.remove(hook)
 
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        self._in_threads += 1
+        working = super().run_in_executor(executor, func, *args)
+        working.add_done_callback(self._thread_is_done)
+        return working
+
+    def _thread_is_done(self, _: asyncio.Future[Any]) -> None:
+        self._in_threads -= 1
+
     def _on_idle(self) -> bool:
+        if self._in_threads:
+            return False
         # The youngest first: who waits for idleness inside an automatic clock gets it before time moves.
         return any(hook() for hook in reversed(self._idle_hooks))
 

@@ -20,6 +20,7 @@ Operation = Literal[
     "start",
     "create_process",
     "open_process",
+    "exec_ids",
     "shutdown",
     "terminate",
     "system.wait",

@@ -25,6 +25,7 @@ class SimulatedProcess:
 
     Attributes:
         exit_code: how it ended; None while it runs, and for ever if nobody can know.
+        unkillable: no signal reaches it, as in an uninterruptible sleep; the methods for tests end it all the same.
         broken: whether waiting for it ends by BrokenPipe, as for a killed Windows compute system.
     """
 
@@ -37,8 +38,11 @@ class SimulatedProcess:
         self.console: tuple[int, int] | None = None
         if config.terminal and config.console_size is not None:
             self.console = (config.console_size.height, config.console_size.width)
+        self.started_mono = system.clock.mono()
+        self.started_at = system.clock.wall()
         self.ended = asyncio.Event()
         self.exit_code: ExitCode | None = None
+        self.unkillable = False
         self.broken = False
         self.stdin: FakePipe | None = None
         self.stdout: FakePipe | None = None
@@ -99,6 +103,9 @@ class SimulatedProcess:
         self._deliver(number)
 
     def _deliver(self, number: int) -> None:
+        if self.unkillable:
+            self.queued_signals.append(number)
+            return
         self.delivered_signals.append(number)
         handler = self.handlers.get(number) if number != KILL else None
         if handler is not None:

@@ -28,7 +28,7 @@ from lighterman.runtimes.base import (
     Stdio,
     console_size,
 )
-from lighterman.runtimes.fake.faults import FaultPlan, Operation
+from lighterman.runtimes.fake.faults import Fault, FaultPlan, Operation
 from lighterman.runtimes.fake.pipes import FakeReadPipe, FakeWritePipe
 from lighterman.runtimes.fake.platform import SimulatedProcess, SimulatedSystem
 from lighterman.runtimes.fake.programs import PROGRAMS, FakeProgram
@@ -255,21 +255,30 @@ class FakeRuntime:
         await asyncio.sleep(0)
         if fault is None:
             return await act()
-        result: list[T] = []
         if fault.after:
-            result.append(await act())
+            result = await act()
+            try:
+                await self._misbehave(fault, operation, id)
+            except BaseException:
+                # Who called never got the handle: it is not theirs to close.
+                self._handles = [handle for handle in self._handles if handle is not result]
+                raise
+            return result
+        if fault.pending_s is not None:
+            self._do_later(fault.pending_s, act, f"fake {operation} {id}")
+        await self._misbehave(fault, operation, id)
+        return await act()
+
+    async def _misbehave(self, fault: Fault, operation: Operation, id: str | None) -> None:
         if fault.delay_s:
             await self.clock.sleep(fault.delay_s)
         await fault.act()
         if fault.hang:
             await asyncio.get_running_loop().create_future()
         if fault.pending_s is not None:
-            if not fault.after:
-                self._do_later(fault.pending_s, act, f"fake {operation} {id}")
             raise OperationPending(f"fake: {operation} of {id!r} goes on", operation=operation, container=id)
         if fault.error is not None:
             raise fault.error
-        return result[0] if fault.after else await act()
 
     def _do_later(self, delay_s: float, act: Callable[[], Awaitable[object]], name: str) -> None:
         if delay_s == math.inf:
@@ -368,6 +377,12 @@ class FakeComputeSystem:
             raise NotFound(f"no process {process_id!r} in {self.id!r}", operation="open_process", container=self.id)
 
         return await self._do("open_process", open_, (process_id,), str(process_id))
+
+    async def exec_ids(self) -> Sequence[str]:
+        async def exec_ids() -> Sequence[str]:
+            return tuple(name for name in self.system.processes if name != "init")
+
+        return await self._do("exec_ids", exec_ids)
 
     async def shutdown(self) -> None:
         async def shutdown() -> None:
@@ -540,7 +555,14 @@ class FakeComputeProcess:
         self.runtime = runtime
         self.process = process
         self.closed = False
-        self._stdio: Stdio | None = None
+        # Our ends exist from the beginning: what is written before somebody asks for them waits in the pipe.
+        detachable = runtime.detachable
+        self._stdio = Stdio(
+            stdin=FakeWritePipe(process.stdin, detachable=detachable) if process.stdin is not None else None,
+            stdout=FakeReadPipe(process.stdout, detachable=detachable) if process.stdout is not None else None,
+            stderr=FakeReadPipe(process.stderr, detachable=detachable) if process.stderr is not None else None,
+        )
+        self._stdio_given = False
         runtime.register(self)
 
     @property
@@ -551,23 +573,22 @@ class FakeComputeProcess:
     def pid(self) -> int:
         return self.process.pid
 
+    def started(self) -> tuple[float, float] | None:
+        return self.process.started_mono, self.process.started_at
+
     async def stdio(self) -> Stdio:
         async def stdio() -> Stdio:
             self._must_be_open()
-            if self._stdio is None:
-                process, detachable = self.process, self.runtime.detachable
-                self._stdio = Stdio(
-                    stdin=FakeWritePipe(process.stdin, detachable=detachable) if process.stdin is not None else None,
-                    stdout=FakeReadPipe(process.stdout, detachable=detachable) if process.stdout is not None else None,
-                    stderr=FakeReadPipe(process.stderr, detachable=detachable) if process.stderr is not None else None,
-                )
-                for name in ("stdin", "stdout", "stderr"):
-                    pipe = getattr(self._stdio, name)
-                    if pipe is not None:
-                        self.runtime.register_pipe(f"{self} {name}", pipe)
             return self._stdio
 
-        return await self._do("stdio", stdio)
+        result = await self._do("stdio", stdio)
+        if not self._stdio_given:
+            self._stdio_given = True
+            for name in ("stdin", "stdout", "stderr"):
+                pipe = getattr(result, name)
+                if pipe is not None:
+                    self.runtime.register_pipe(f"{self} {name}", pipe)
+        return result
 
     async def wait(self) -> None:
         async def wait() -> None:
@@ -637,6 +658,9 @@ class FakeComputeProcess:
                 self.runtime.double_closes.append(f"process {self}")
                 raise AlreadyClosed(f"{self} was closed already", operation="close", container=self.system.id)
             self.closed = True
+            for pipe in (self._stdio.stdin, self._stdio.stdout, self._stdio.stderr):
+                if isinstance(pipe, FakeReadPipe | FakeWritePipe) and not pipe.detached:
+                    await pipe.close()
 
         await self._do("process.close", close)
 
