@@ -184,9 +184,7 @@ class LimitExceeded(LightermanError):
         limit: which one, as it is called in `limits.py` or on the host (`"ulimit -n"`).
     """
 
-    def __init__(
-        self, message: str, *, limit: str, operation: str | None = None, container: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, limit: str, operation: str | None = None, container: str | None = None) -> None:
         super().__init__(message, operation=operation, container=container)
         self.limit = limit
 

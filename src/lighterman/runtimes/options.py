@@ -7,10 +7,12 @@ from lighterman.spec import RestartPolicy
 
 __all__ = [
     "Credentials",
+    "FirstRun",
     "Flush",
     "HyperVIsolation",
     "Layers",
     "NetworkEndpoints",
+    "OutputSegments",
     "Servicing",
     "WithCheckpoint",
     "WithRestartPolicy",
@@ -64,3 +66,28 @@ class WithCheckpoint(CreateOption, frozen=True):
 
     name: str
     directory: str
+
+
+class FirstRun(CreateOption, frozen=True):
+    """The number of the first run, where a container has had runs before. The lifecycle's own; no runtime sees it."""
+
+    generation: int
+
+
+class OutputSegments(CreateOption, frozen=True):
+    """Linux: where a keeper puts output while no engine is connected; the bounds are those of each process.
+
+    Attributes:
+        directory: the container's own. generation: the run; set by the lifecycle.
+    """
+
+    directory: str
+    max_bytes: int
+    max_files: int
+    generation: int = 1
+
+    def of(self, process_id: str) -> str:
+        """The directory of one process's segments."""
+        if process_id == "init":
+            return f"{self.directory}/logs/{self.generation}"
+        return f"{self.directory}/execs/{process_id}"

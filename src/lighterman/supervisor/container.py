@@ -29,7 +29,14 @@ from lighterman.errors import (
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartAfter, RestartManager, RunEnd
 from lighterman.runtimes.base import CreateOption, OomCounters, Runtime
-from lighterman.runtimes.options import Flush, Servicing, WithCheckpoint, WithRestartPolicy
+from lighterman.runtimes.options import (
+    FirstRun,
+    Flush,
+    OutputSegments,
+    Servicing,
+    WithCheckpoint,
+    WithRestartPolicy,
+)
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
 from lighterman.supervisor.backend import Backend
 from lighterman.supervisor.delivery import Spawn
@@ -70,12 +77,12 @@ class Container:
         self.cleanup: asyncio.Task[None] | None = None  # of the run that ended last
         self._around = around
         self._clock = around.clock
-        self._options = tuple(option for option in options if not isinstance(option, WithRestartPolicy))
+        self._options = tuple(option for option in options if not isinstance(option, WithRestartPolicy | FirstRun))
         policies = [option.policy for option in options if isinstance(option, WithRestartPolicy)]
         self._restarts = RestartManager(policies[-1] if policies else RestartPolicy())
         self._manually_stopped = False
         self._aborted = False
-        self._generation = 0
+        self._generation = max((option.generation for option in options if isinstance(option, FirstRun)), default=1) - 1
         self._seq = 0
         self._run: Run | None = None
         self._end: ProcessEnd | None = None
@@ -327,14 +334,14 @@ class Container:
 
     async def _start(self) -> None:
         """The order of specs/lifecycle.md §3; on a failure nothing is left, and the first error is raised."""
-        system = await self._around.runtime.create(self.id, self.spec, self._options)
+        system = await self._around.runtime.create(self.id, self.spec, self._options_of_run())
         run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
         try:
             async with self._clock.timeout(limits.START_S):
                 await system.start()
                 run.init = await self._make_init(run)
                 if not self._is_servicing:
-                    await run.init.connect(self.id, self.spec.os_build)
+                    await run.init.connect(self.id, run.generation, self.spec.os_build)
             if self._is_servicing:
                 await self._service(run)
                 return
@@ -350,7 +357,15 @@ class Container:
             raise
         self._run = run
         self._tell(run, State.START, started_at=run.init.started_at, started_mono=run.init.started_mono)
-        await run.init.close_unwanted_stdin()
+        self._close_unwanted_stdin(run.init)
+
+    def _options_of_run(self) -> list[CreateOption]:
+        return [
+            msgspec.structs.replace(option, generation=self._generation)
+            if isinstance(option, OutputSegments)
+            else option
+            for option in self._options
+        ]
 
     async def _make_init(self, run: Run) -> Process:
         for option in self._options:
@@ -367,6 +382,11 @@ class Container:
             await self._around.backend.attach_streams(self.id, process.name, process.streams)
         except Exception as failed:
             raise _AttachFailed from failed
+
+    def _close_unwanted_stdin(self, process: Process) -> None:
+        # In a task of its own: a runtime that does not answer must not keep anybody from watching for the exit.
+        if process.has_unwanted_stdin:
+            self._around.finish(process.close_unwanted_stdin(), f"close stdin of {process.name} in {self.id}")
 
     @property
     def _is_servicing(self) -> bool:
@@ -427,7 +447,7 @@ class Container:
         run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
         try:
             run.init = Process("init", await system.open_process("init"), self.spec.process, self._clock)
-            await run.init.connect(self.id, self.spec.os_build)
+            await run.init.connect(self.id, run.generation, self.spec.os_build)
             await self._attach(run, run.init)
         except (LightermanError, _AttachFailed) as failed:
             await self._undo(run, failed)
@@ -449,7 +469,7 @@ class Container:
         life = ExecLife(name)
         try:
             life.process = Process(name, await run.system.open_process(name), self.spec.process, self._clock)
-            await life.process.connect(self.id, self.spec.os_build)
+            await life.process.connect(self.id, run.generation, self.spec.os_build)
             await self._attach(run, life.process)
         except (LightermanError, _AttachFailed) as failed:
             log.warning("container %s: exec %s can't be taken up again: %s", self.id, name, failed)
@@ -517,7 +537,7 @@ class Container:
             started_mono=process.started_mono,
         )
         _succeed(pid, process.pid)
-        await process.close_unwanted_stdin()
+        self._close_unwanted_stdin(process)
         await self._exec_to_end(run, life, process)
 
     async def _start_exec(self, run: Run, life: ExecLife, config: ProcessConfig) -> Process:
@@ -532,7 +552,7 @@ class Container:
             ) from late
         process = Process(life.name, port, config, self._clock)
         try:
-            await process.connect(self.id, self.spec.os_build)
+            await process.connect(self.id, run.generation, self.spec.os_build)
             await self._attach(run, process)
         except BaseException:
             await self._kill_exec(process)

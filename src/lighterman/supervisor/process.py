@@ -48,7 +48,7 @@ class Process:
         """The platform's number, for showing."""
         return self.port.pid
 
-    async def connect(self, container_id: str, os_build: int | None) -> Streams:
+    async def connect(self, container_id: str, generation: int, os_build: int | None) -> Streams:
         """Get its stdio from the runtime and make the streams of it."""
         self._label = f"container {container_id}, process {self.name}"
         stdio = await self.port.stdio()
@@ -59,17 +59,24 @@ class Process:
             stdout=ReadStream(stdio.stdout, f"{self._label}: stdout") if stdio.stdout else None,
             stderr=ReadStream(stdio.stderr, f"{self._label}: stderr") if stdio.stderr and not terminal else None,
             terminal=terminal,
+            generation=generation,
         )
         return self.streams
 
+    @property
+    def has_unwanted_stdin(self) -> bool:
+        """Whether there is a stdin that the spec did not ask for."""
+        return not self.config.stdin and self.streams is not None and self.streams.stdin is not None
+
     async def close_unwanted_stdin(self) -> None:
-        """Where the spec does not ask for stdin, the program reads its end at once [L10]."""
-        if self.config.stdin or self.streams is None or self.streams.stdin is None:
+        """Let the program read the end of a stdin that the spec did not ask for [L10]."""
+        if self.streams is None or self.streams.stdin is None:
             return
         try:
-            await self.streams.stdin.close()
-        except LightermanError as failed:
-            log.warning("%s: closing stdin failed: %s", self._label, failed)
+            async with self._clock.timeout(limits.RUNTIME_CALL_S):
+                await self.streams.stdin.close()
+        except (LightermanError, TimeoutError) as failed:
+            log.warning("%s: closing stdin failed: %r", self._label, failed)
 
     async def watch(self) -> ProcessEnd:
         """Wait for its end, learn the code, drain its streams, close the handle. Never raises for the process's sake.

@@ -63,7 +63,7 @@ class ReadStream:
             if data is not None:
                 return await self._took(data, self._counts_reading)
         if not self._left:
-            await self._finish(DrainEnd.BUFFERED)
+            await self._finish(DrainEnd.EOF if await self._is_at_end() else DrainEnd.BUFFERED)
             return b""
         try:
             data = await self._pipe.read(min(max_bytes, self._left))
@@ -87,6 +87,17 @@ class ReadStream:
             beginning.cancel()
             self._reading.cancel()
             self._reading = None
+
+    async def _is_at_end(self) -> bool:
+        """Whether nobody holds the pipe open any more: then a read does not wait, and has nothing."""
+        if self._pipe.buffered():
+            return False
+        reading = asyncio.ensure_future(self._pipe.read(1))
+        await asyncio.sleep(0)
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait((reading,))
+        return not reading.cancelled() and (reading.exception() is not None or not reading.result())
 
     async def _took(self, data: bytes, counted: bool) -> bytes:
         self._taken += len(data)
@@ -233,12 +244,13 @@ class WriteStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """What a process has: with a terminal no stderr, and None for each that it lacks."""
+    """What a process has: with a terminal no stderr, and None for each that it lacks; `generation` is the run."""
 
     stdin: WriteStream | None
     stdout: ReadStream | None
     stderr: ReadStream | None
     terminal: bool = False
+    generation: int = 1
 
     @property
     def readable(self) -> tuple[ReadStream, ...]:

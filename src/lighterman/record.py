@@ -1,0 +1,33 @@
+"""What the engine knows of one container: the row of the store."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lighterman.lifecycle.status import Status
+from lighterman.spec import ContainerSpec, ExitRecord
+
+__all__ = ["Record"]
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One container.
+
+    Attributes:
+        generation: of the last run, 0 before the first.
+        lease: what ends it: `scope`, `process`, or None for nothing (it lives on when the engine has gone).
+        runtime: which one its last run used.
+        exit: how the last run ended; None while one is running, and before the first.
+    """
+
+    id: str
+    name: str
+    spec: ContainerSpec
+    created_at: float
+    lease: str | None = None
+    status: Status = Status.CREATED
+    generation: int = 0
+    pid: int = 0
+    runtime: str = ""
+    started_at: float | None = None
+    exit: ExitRecord | None = None

@@ -1,0 +1,150 @@
+"""State roots: where an engine keeps its things, who holds one, and what a dead owner left. Blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+
+from lighterman.errors import InvalidSpec, RootLocked, StoreError
+
+__all__ = ["StateRoot", "abandoned", "default_run", "default_state"]
+
+# POSIX record locks do not see two engines of one process.
+_held: set[str] = set()
+_held_lock = threading.Lock()
+
+
+def default_state() -> str:
+    """`/var/lib/lighterman`; below `$XDG_DATA_HOME` for a normal user."""
+    if os.geteuid() == 0:
+        return "/var/lib/lighterman"
+    return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "lighterman")
+
+
+def default_run() -> str:
+    """`/run/lighterman`; below `$XDG_RUNTIME_DIR` for a normal user."""
+    if os.geteuid() == 0:
+        return "/run/lighterman"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or os.path.join(default_state(), "run")
+    return os.path.join(runtime, "lighterman")
+
+
+class StateRoot:
+    """A pair of directories, and the lock that makes one engine their owner.
+
+    Attributes:
+        state: what survives a reboot. run: what does not.
+        cache: shared by all roots of a user: unpacked layers, probes, compiled filters.
+        private: whether it ends with its engine.
+    """
+
+    def __init__(self, state: str, run: str, *, private: bool) -> None:
+        self.state = state
+        self.run = run
+        self.private = private
+        self.cache = default_state()
+        self._lock: int | None = None
+
+    @classmethod
+    def of(cls, root: str | os.PathLike[str] | None) -> StateRoot:
+        """The root at a directory, or a new private one below the default directories.
+
+        Raises: InvalidSpec for a path that can't be one.
+        """
+        if root is None:
+            id = uuid.uuid4().hex[:16]
+            return cls(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
+        path = os.path.abspath(os.fspath(root))
+        if "\0" in path or path == "/":
+            raise InvalidSpec(f"root {path!r}: must be a directory of its own")
+        if path == default_state():
+            return cls(path, default_run(), private=False)
+        # Its RUN part must vanish at a reboot and be found again from the path alone.
+        name = uuid.uuid5(uuid.NAMESPACE_URL, os.path.realpath(path)).hex[:16]
+        return cls(path, f"{default_run()}/roots/{name}", private=False)
+
+    def acquire(self) -> None:
+        """Make the directories and take the lock. Raises: RootLocked that names the holder, StoreError."""
+        try:
+            for path in (self.state, self.run):
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                os.chmod(path, 0o700)
+            lock = os.open(f"{self.state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as failed:
+            raise StoreError(f"state root {self.state} can't be used: {failed.strerror}") from failed
+        key = os.path.realpath(self.state)
+        with _held_lock:
+            taken = key in _held
+            if not taken:
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    taken = True
+                else:
+                    _held.add(key)
+        if taken:
+            # Reading through another descriptor and closing that would drop our own process's lock.
+            holder = os.pread(lock, 32, 0).strip()
+            pid = int(holder) if holder.isdigit() else None
+            if pid != os.getpid():
+                os.close(lock)
+            else:
+                _parked.append(lock)
+            raise RootLocked(
+                f"state root {self.state} is held by another engine (process {pid or 'unknown'}): "
+                "use that one, or another root",
+                holder_pid=pid,
+            )
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+        self._lock = lock
+
+    def release(self) -> None:
+        """Give the lock back. Again is nothing."""
+        if self._lock is None:
+            return
+        with _held_lock:
+            _held.discard(os.path.realpath(self.state))
+        os.close(self._lock)
+        self._lock = None
+
+    def remove(self) -> None:
+        """Take a private root away, whole. Raises: StoreError naming what can't be removed."""
+        for path in (self.run, self.state):
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                continue
+            except OSError as failed:
+                raise StoreError(f"private root {path} can't be removed: {failed}") from failed
+
+    def container(self, id: str) -> str:
+        """The directory of one container."""
+        return f"{self.state}/containers/{id}"
+
+
+_parked: list[int] = []  # lock files of refused engines of this process: closing one would drop the holder's lock
+
+
+def abandoned() -> Iterator[StateRoot]:
+    """Private roots whose owner is dead, each locked by us while it is looked at."""
+    try:
+        ids = sorted(os.listdir(f"{default_state()}/private"))
+    except FileNotFoundError:
+        return
+    for id in ids:
+        root = StateRoot(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
+        try:
+            root.acquire()
+        except (RootLocked, StoreError):
+            continue
+        try:
+            yield root
+        finally:
+            with contextlib.suppress(OSError):
+                root.release()

@@ -1,0 +1,132 @@
+"""The directory that is handed to the runtime: config.json, the mount point of the root, pid file and log."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import InvalidSpec, StoreError
+
+__all__ = ["Bundle", "check_id"]
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_KNOWN = ("config.json", "pid", "log.json", "console")
+
+
+def check_id(id: str) -> None:
+    """An id is a part of paths and of cgroup names. Raises: InvalidSpec."""
+    if not _ID.fullmatch(id) or len(id) > limits.NAME_CHARS:
+        raise InvalidSpec(
+            f"container id {id[:140]!r}: must be letters, digits, '_', '.' and '-', begin with a letter or a digit, "
+            f"and have at most {limits.NAME_CHARS} characters"
+        )
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """Paths below one directory of ours. All methods do blocking input and output."""
+
+    path: str
+
+    @property
+    def rootfs(self) -> str:
+        """The mount point."""
+        return f"{self.path}/rootfs"
+
+    @property
+    def config(self) -> str:
+        return f"{self.path}/config.json"
+
+    @property
+    def pid_file(self) -> str:
+        return f"{self.path}/pid"
+
+    @property
+    def log(self) -> str:
+        """What the runtime says, one JSON object a line; for people."""
+        return f"{self.path}/log.json"
+
+    @property
+    def console(self) -> str:
+        """The socket on which the runtime sends the terminal."""
+        return f"{self.path}/console"
+
+    def make(self) -> None:
+        """Raises: StoreError."""
+        try:
+            os.makedirs(self.rootfs, mode=0o700)
+            # The mount point is seen by a container's user that is not root.
+            os.chmod(self.rootfs, 0o755)
+        except OSError as failed:
+            raise StoreError(f"bundle {self.path} can't be made: {failed.strerror}") from failed
+
+    def write_config(self, encoded: bytes) -> None:
+        """Raises: StoreError."""
+        write_file(self.config, encoded)
+
+    def last_words(self) -> str:
+        """The messages of the runtime's log, the last ones, as one line; empty where there are none."""
+        return read_last_words(self.log)
+
+    def remove(self) -> list[str]:
+        """Unlink what we know of; returns what is left (nothing, when all is well)."""
+        for name in _KNOWN:
+            _unlink(f"{self.path}/{name}")
+        try:
+            for entry in list(os.scandir(self.path)):
+                if entry.name.startswith("exec-"):
+                    _unlink(entry.path)
+        except FileNotFoundError:
+            return []
+        for directory in (self.rootfs, self.path):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return [entry.path for entry in os.scandir(directory)]
+        return []
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Make a file of mode 0600 that must not exist yet. Raises: StoreError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        finally:
+            os.close(fd)
+    except OSError as failed:
+        raise StoreError(f"{path} can't be written: {failed.strerror}") from failed
+
+
+def read_last_words(path: str) -> str:
+    """The `msg` of each line of a runtime's JSON log, the last ones, within limits.LAST_WORDS_BYTES."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4 * limits.LAST_WORDS_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    words = []
+    for line in lines:
+        try:
+            entry = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            words.append(line.decode(errors="replace"))  # a cut line, or a runtime that does not write JSON
+            continue
+        if isinstance(entry, dict) and "msg" in entry:
+            words.append(str(entry["msg"]))
+    return "; ".join(" ".join(word.split()) for word in words)[-limits.LAST_WORDS_BYTES :]
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,65 @@
+"""What a failed runtime call was: found by looking ourselves, never by reading the runtime's words."""
+
+from __future__ import annotations
+
+import os
+
+from lighterman.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    InvalidSpec,
+    LightermanError,
+    NotSupported,
+    OperationTimeout,
+    RuntimeFailed,
+)
+from lighterman.keeper.client import Spawned
+from lighterman.runtimes.oci.bundle import read_last_words
+from lighterman.runtimes.oci.lookup import find_command
+from lighterman.spec import ProcessConfig
+
+__all__ = ["runtime_failed"]
+
+
+def runtime_failed(
+    *,
+    runtime: str,
+    operation: str,
+    container: str,
+    process: ProcessConfig,
+    spawned: Spawned,
+    log: str,
+    root: int | str | None,
+) -> LightermanError:
+    """The error to raise. Blocking.
+
+    Args: root: where to look the command up; None for a call that starts none.
+    """
+    words = read_last_words(log)
+    status = os.waitstatus_to_exitcode(spawned.status)
+    if spawned.timed_out:
+        return OperationTimeout(
+            f"{runtime} {operation} of container {container} was killed: it did not answer in time; {words or 'it said nothing'}",
+            operation=operation,
+            container=container,
+        )
+    kind: type[RuntimeFailed] = RuntimeFailed
+    if operation in ("run", "exec") and process.args and root is not None:
+        kind = _command_failed(process, root)
+    command = process.args[0] if process.args else ""
+    if kind is CommandNotFound:
+        text = f"command {command!r} is not in the container's root file system (container {container})"
+    elif kind is CommandNotExecutable:
+        text = f"command {command!r} in the container can't be executed (container {container})"
+    else:
+        how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+        text = f"{runtime} {operation} of container {container} failed with {how}: {words or 'it said nothing'}"
+    return kind(text, runtime=runtime, operation=operation, container=container, exit_status=status, last_words=words)
+
+
+def _command_failed(process: ProcessConfig, root: int | str) -> type[RuntimeFailed]:
+    try:
+        found = find_command(process.args[0], process.env.get("PATH"), process.cwd or "/", root, process.user)
+    except (InvalidSpec, NotSupported):
+        return RuntimeFailed  # the root is gone already: the runtime's words are all there is
+    return {"not-found": CommandNotFound, "not-executable": CommandNotExecutable}.get(found, RuntimeFailed)

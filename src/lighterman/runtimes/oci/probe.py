@@ -1,0 +1,174 @@
+"""Which OCI runtimes are on this host, and which of them can run a container here. Blocking; call it in a thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+import msgspec
+
+from lighterman.errors import NotSupported, RuntimeUnavailable
+from lighterman.runtimes.oci.bundle import read_last_words
+from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
+
+__all__ = ["KNOWN", "Probed", "Verdicts", "pick", "probe_all"]
+
+KNOWN = ("crun", "youki", "runc")  # the fastest first: 3x between the first and the last
+_CALL_S = 30
+_BOUND = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/nix", "/gnu")
+
+
+class Probed(msgspec.Struct, frozen=True, kw_only=True):
+    """What one runtime said. `refusal` is None when it ran a container here, else its last words."""
+
+    name: str
+    path: str
+    version: str
+    refusal: str | None = None
+
+
+class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of earlier probes: valid for the same binaries, the same boot and the same cgroup mounts."""
+
+    key: str
+    probed: tuple[Probed, ...]
+
+
+def probe_all(cache_file: str | None = None, *, search: str | None = None) -> tuple[Probed, ...]:
+    """Try every known runtime that is installed, in the order of preference.
+
+    Args: cache_file: where verdicts are kept; a probe costs as much as a container. search: instead of PATH.
+    """
+    found = [(name, path) for name in KNOWN if (path := shutil.which(name, path=search))]
+    key = _key(found)
+    if cache_file is not None and (kept := _read(cache_file)) is not None and kept.key == key:
+        return kept.probed
+    probed = tuple(_probe(name, path) for name, path in found)
+    if cache_file is not None and probed:
+        _write(cache_file, Verdicts(key=key, probed=probed))
+    return probed
+
+
+def pick(probed: Sequence[Probed], wanted: str | None = None) -> tuple[Probed, str]:
+    """The first that works, or the wanted one; and why it is this one.
+
+    Raises: RuntimeUnavailable with each one's reason; NotSupported if the wanted one is not known at all.
+    """
+    if wanted is not None and wanted not in KNOWN:
+        raise NotSupported(f"runtime {wanted!r} is not known: use one of {', '.join(KNOWN)}")
+    if wanted is not None:
+        probed = [one for one in probed if one.name == wanted]
+    refused = [f"{one.name}: {one.refusal}" for one in probed if one.refusal is not None]
+    for one in probed:
+        if one.refusal is None:
+            if wanted is not None:
+                return one, "asked for"
+            return one, "; ".join(["the first that works here", *(f"refused: {text}" for text in refused)])
+    which = wanted or " or ".join(KNOWN)
+    reason = "; ".join(refused) if refused else f"{which} is not installed (apt-get install {wanted or 'crun'})"
+    raise RuntimeUnavailable(
+        f"no runtime can run a container on this host: {reason}",
+        runtime=wanted or "any",
+        operation="probe",
+        last_words="; ".join(refused),
+    )
+
+
+def _probe(name: str, path: str) -> Probed:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, timeout=_CALL_S, check=False)
+        version = said.stdout.decode(errors="replace").partition("\n")[0].removeprefix(f"{name} version ").strip()
+        refusal = _try_container(path)
+    except (OSError, subprocess.TimeoutExpired) as failed:
+        return Probed(name=name, path=path, version="unknown", refusal=str(failed))
+    return Probed(name=name, path=path, version=version, refusal=refusal)
+
+
+def _try_container(path: str) -> str | None:
+    """Run `true` of the host in a container with a read-only view of the host's programs; None when it went well."""
+    program = shutil.which("true") or "/bin/true"
+    with tempfile.TemporaryDirectory(prefix="lighterman-probe-") as directory:
+        os.mkdir(f"{directory}/rootfs")
+        id = f"probe-{os.getpid()}-{os.path.basename(directory)}"
+        with open(f"{directory}/config.json", "wb") as file:
+            file.write(msgspec.json.encode(_document(program, id)))
+        log = f"{directory}/log.json"
+        base = [path, "--root", f"{directory}/state", "--log", log, "--log-format", "json"]
+        try:
+            ran = subprocess.run(
+                [*base, "run", "--bundle", directory, id],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_CALL_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            subprocess.run([*base, "delete", "--force", id], capture_output=True, timeout=_CALL_S, check=False)
+            raise
+        if ran.returncode == 0:
+            return None
+        subprocess.run([*base, "delete", "--force", id], capture_output=True, timeout=_CALL_S, check=False)
+        # A runtime that gives up half-way leaves some of the cgroups that it has made.
+        Cgroup(f"/lighterman/{id}", cgroup_host()).remove()
+        said = read_last_words(log) or " ".join(ran.stderr.decode(errors="replace").split())
+        return said[-500:] or f"exit status {ran.returncode}"
+
+
+def _document(program: str, id: str) -> dict[str, object]:
+    real = [
+        {"destination": path, "source": path, "type": "bind", "options": ["rbind", "ro", "nosuid"]}
+        for path in _BOUND
+        if os.path.isdir(path)
+    ]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"args": [program], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin:/usr/bin"]},
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+            *real,
+        ],
+        "linux": {
+            "cgroupsPath": f"/lighterman/{id}",
+            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+            "resources": {"pids": {"limit": 64}},
+        },
+    }
+
+
+def _key(found: Sequence[tuple[str, str]]) -> str:
+    """Everything that a verdict depends on."""
+    parts = []
+    for name, path in found:
+        status = os.stat(path)
+        parts.append(f"{name} {path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/mountinfo"):
+        try:
+            with open(path) as file:
+                parts += [line for line in file.read().splitlines() if path.endswith("boot_id") or " - cgroup" in line]
+        except OSError:
+            parts.append(f"no {path}")
+    return "\n".join(parts)
+
+
+def _read(path: str) -> Verdicts | None:
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(1024 * 1024), type=Verdicts)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return None  # no cache, or one of another version: probe again
+
+
+def _write(path: str, verdicts: Verdicts) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(verdicts))
+        os.replace(temporary, path)
+    except OSError:
+        return  # a cache that can't be written costs a probe each time, and nothing else

@@ -1,0 +1,144 @@
+"""One process of an OCI container: its exit from the keeper, signals by pidfd, never by a bare pid."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+import time
+
+from lighterman.errors import (
+    AlreadyClosed,
+    AlreadyStopped,
+    InvalidState,
+    KeeperLost,
+    NotFound,
+)
+from lighterman.keeper.client import JobExit, KeeperClient
+from lighterman.runtimes.base import Stdio
+from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
+from lighterman.runtimes.oci.processes import pidfd_exit_status, send_signal, wait_pidfd
+from lighterman.spec import ExitCode
+
+__all__ = ["OciProcess"]
+
+
+class OciProcess:
+    """Init or exec; the two differ in nothing here.
+
+    Args:
+        pidfd: ours to close; None if it had been reaped before anybody could take one.
+        terminal: a further descriptor of the terminal's master for its size, ours to close.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        pid: int,
+        pidfd: int | None,
+        started_mono: float,
+        stdio: Stdio,
+        terminal: int | None,
+        keeper: KeeperClient,
+    ) -> None:
+        self.job = job
+        self._pid = pid
+        self._pidfd = pidfd
+        self._started_mono = started_mono
+        self._stdio = stdio
+        self._terminal = terminal
+        self._keeper = keeper
+        self._exit: JobExit | None = None
+        self._gone = False
+        self._closed = False
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether its end has been seen here."""
+        return self._gone
+
+    def started(self) -> tuple[float, float] | None:
+        return self._started_mono, time.time() - (time.monotonic() - self._started_mono)
+
+    async def stdio(self) -> Stdio:
+        return self._stdio
+
+    async def wait(self) -> None:
+        if self._gone:
+            return
+        try:
+            self._exit = await self._keeper.wait_exit(self.job)
+        except KeeperLost:
+            await self._wait_without_keeper()
+        self._gone = True
+
+    async def _wait_without_keeper(self) -> None:
+        """The kernel still tells when it ends, and from Linux 6.15 on how."""
+        if self._pidfd is None:
+            return
+        await wait_pidfd(self._pidfd)
+        status = pidfd_exit_status(self._pidfd)
+        if status is not None:
+            self._exit = JobExit(job=self.job, status=status, mono=time.monotonic(), wall=time.time())
+
+    async def exit_code(self) -> ExitCode:
+        if not self._gone:
+            raise InvalidState(f"process {self._pid} has not ended")
+        if self._exit is None:
+            raise NotFound("the exit code is not known: keeper lost")
+        code = os.waitstatus_to_exitcode(self._exit.status)
+        return ExitCode(
+            code=code if code >= 0 else 128 - code,
+            signal=-code if code < 0 else None,
+            finished_mono=self._exit.mono,
+            finished_at=self._exit.wall,
+        )
+
+    async def kill(self, signal: int) -> None:
+        if self._gone or self._pidfd is None:
+            raise AlreadyStopped(f"process {self._pid} has ended")
+        send_signal(self._pidfd, signal)
+
+    async def resize_console(self, height: int, width: int) -> None:
+        if self._terminal is None:
+            raise InvalidState(f"process {self._pid} has no terminal")
+        if self._gone:
+            raise AlreadyStopped(f"process {self._pid} has ended")
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    async def close_stdin(self) -> None:
+        if self._stdio.stdin is None:
+            raise InvalidState(f"process {self._pid} has no stdin")
+        if self._terminal is not None:
+            # A terminal has no end of file of its own: the program sees one when it reads the EOF character.
+            raise InvalidState("a terminal's input can't be closed apart from its output")
+        await self._keeper.close_held(self.job, ["stdin"])
+
+    async def close(self) -> None:
+        if self._closed:
+            raise AlreadyClosed(f"the handle of process {self._pid} is closed")
+        self._closed = True
+        for pipe in (self._stdio.stdin, self._stdio.stdout, self._stdio.stderr):
+            if isinstance(pipe, FdReadPipe | FdWritePipe):
+                pipe.close_now()
+        for fd in (self._terminal, self._pidfd):
+            if fd is not None:
+                os.close(fd)
+        self._terminal = self._pidfd = None
+        if self._gone:
+            await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        try:
+            await self._keeper.acknowledge(self.job)
+        except KeeperLost:
+            return  # its slots are read by whoever starts the next keeper
+
+    def __repr__(self) -> str:
+        return f"<OciProcess {self.job} pid {self._pid}>"

@@ -1,0 +1,267 @@
+"""Containers through an OCI runtime: crun, runc or youki, called by the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lighterman.errors import (
+    AlreadyExists,
+    InvalidSpec,
+    KeeperLost,
+    LightermanError,
+    NotFound,
+    NotSupported,
+)
+from lighterman.keeper.client import KeeperClient
+from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
+from lighterman.runtimes.oci.bundle import Bundle, check_id
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
+from lighterman.runtimes.oci.document import encode_config
+from lighterman.runtimes.oci.mounts import detached_overlay
+from lighterman.runtimes.oci.removal import remove_natively
+from lighterman.runtimes.oci.seccomp.cache import FilterCache
+from lighterman.runtimes.oci.starts import StartSlots
+from lighterman.runtimes.oci.system import OciSystem, RuntimeCall, decode_meta
+from lighterman.runtimes.oci.upper import make_upper
+from lighterman.runtimes.options import OutputSegments
+from lighterman.spec import Overlay, ProcessConfig, Spec
+
+__all__ = ["CGROUP_PARENT", "OciRuntime"]
+
+log = logging.getLogger(__name__)
+
+CGROUP_PARENT = "/lighterman"
+
+
+class _Namespace(msgspec.Struct):
+    type: str
+    path: str | None = None
+
+
+class _Linux(msgspec.Struct, rename="camel"):
+    cgroups_path: str | None = None
+    namespaces: list[_Namespace] = []
+
+
+class _Document(msgspec.Struct):
+    """What of an OCI document decides how the container is ended and removed."""
+
+    linux: _Linux = _Linux()
+    hooks: dict[str, Any] = {}
+
+    @property
+    def own_pid_namespace(self) -> bool:
+        return any(one.type == "pid" and not one.path for one in self.linux.namespaces)
+
+
+class OciRuntime:
+    """One of the OCI runtimes of this host; everything that it makes lies below `run_dir`.
+
+    Args:
+        call: how to call it. filters: compiled seccomp filters, where the runtime takes them.
+    """
+
+    def __init__(
+        self,
+        call: RuntimeCall,
+        version: RuntimeVersion,
+        *,
+        keeper: KeeperClient,
+        run_dir: str,
+        cgroups: CgroupHost,
+        filters: FilterCache | None = None,
+        slots: StartSlots | None = None,
+    ) -> None:
+        self._call = call
+        self._version = version
+        self._keeper = keeper
+        self._run_dir = run_dir
+        self._cgroups = cgroups
+        self._filters = filters
+        self._slots = slots or StartSlots()
+        self._systems: dict[str, OciSystem] = {}
+        self._removals: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def name(self) -> str:
+        return self._call.name
+
+    async def version(self) -> RuntimeVersion:
+        return self._version
+
+    def features(self) -> Features:
+        return Features(create_options=frozenset({"OutputSegments"}))
+
+    async def list(self) -> Sequence[str]:
+        metas = [decode_meta(job.meta) for job in await self._keeper.list_jobs()]
+        return sorted({meta.id for meta in metas if meta is not None and meta.runtime == self.name})
+
+    async def create(self, id: str, spec: Spec, options: Sequence[CreateOption] = ()) -> OciSystem:
+        check_id(id)
+        segments = self._check_options(options)
+        if id in self._systems:
+            raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
+        if spec.rootfs is None:
+            raise InvalidSpec(f"container {id}: its spec names no root file system", container=id)
+        removal = self._removals.get(id)
+        if removal is not None:
+            await asyncio.wait((removal,))
+        document = _read_document(spec.document)
+        cgroup_path = f"{CGROUP_PARENT}/{id}"
+        if document.linux.cgroups_path != cgroup_path:
+            spec = _with_cgroup_path(spec, cgroup_path)
+        bundle = Bundle(f"{self._run_dir}/bundles/{id}")
+        # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
+        mount = await _finished(asyncio.to_thread(self._prepare, bundle, spec))
+        system = OciSystem(
+            id,
+            call=self._call,
+            keeper=self._keeper,
+            bundle=bundle,
+            cgroup=Cgroup(cgroup_path, self._cgroups),
+            cgroup_path=cgroup_path,
+            process=spec.process,
+            mount=mount,
+            own_pid_namespace=document.own_pid_namespace,
+            segments=segments,
+            start_slot=self._slots.slot,
+            queue_removal=self._queue_removal,
+        )
+        self._systems[id] = system
+        return system
+
+    def _check_options(self, options: Sequence[CreateOption]) -> OutputSegments | None:
+        segments = None
+        for option in options:
+            if not isinstance(option, OutputSegments):
+                raise NotSupported(f"{self.name}: option {type(option).__name__} is not possible here")
+            segments = option
+        return segments
+
+    def _prepare(self, bundle: Bundle, spec: Spec) -> int | None:
+        try:
+            bundle.make()
+            bundle.write_config(encode_config(self._with_filter(spec)))
+            if not isinstance(spec.rootfs, Overlay):
+                return None
+            make_upper(spec.rootfs)
+            return detached_overlay(spec.rootfs)
+        except BaseException:
+            bundle.remove()
+            raise
+
+    def _with_filter(self, spec: Spec) -> Spec:
+        if self._filters is None:
+            return spec
+        return msgspec.structs.replace(spec, document=self._filters.apply(spec.document))
+
+    async def open(self, id: str) -> OciSystem:
+        check_id(id)
+        if id in self._systems:
+            return self._systems[id]
+        for job in await self._keeper.list_jobs():
+            meta = decode_meta(job.meta)
+            if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
+                continue
+            held = await self._keeper.fetch(job.job) if "rootfs" in job.held else {}
+            mount = held.pop("rootfs", None)
+            for fd in held.values():
+                os.close(fd)
+            system = OciSystem(
+                id,
+                call=self._call,
+                keeper=self._keeper,
+                bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
+                cgroup=Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups),
+                cgroup_path=f"{CGROUP_PARENT}/{id}",
+                process=ProcessConfig(),
+                mount=mount,
+                own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
+                segments=None,
+                start_slot=self._slots.slot,
+                queue_removal=self._queue_removal,
+            )
+            self._systems[id] = system
+            return system
+        raise NotFound(f"{self.name}: no container {id!r}", container=id)
+
+    # ---- removal, off everybody's way ----
+
+    def _queue_removal(self, system: OciSystem) -> None:
+        task = asyncio.get_running_loop().create_task(self._remove(system), name=f"remove {system.id}")
+        self._removals[system.id] = task
+        task.add_done_callback(lambda _: self._forget(system, task))
+
+    def _forget(self, system: OciSystem, task: asyncio.Task[None]) -> None:
+        if self._removals.get(system.id) is task:
+            del self._removals[system.id]
+        if self._systems.get(system.id) is system:
+            del self._systems[system.id]
+
+    async def _remove(self, system: OciSystem) -> None:
+        try:
+            await self._let_go_of_mount(system)
+            left = await asyncio.to_thread(
+                remove_natively, f"{self._call.root}/{system.id}", system.cgroup, system.bundle
+            )
+            if left:
+                log.info("container %s: left to `%s delete`: %s", system.id, self.name, ", ".join(left))
+                await asyncio.to_thread(os.makedirs, system.bundle.path, exist_ok=True)
+                await system.command("delete", "--force", system.id)
+                left = await asyncio.to_thread(
+                    remove_natively, f"{self._call.root}/{system.id}", system.cgroup, system.bundle
+                )
+            if left:
+                log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
+        except LightermanError as failed:
+            log.error("container %s: its removal failed: %s", system.id, failed)
+
+    async def _let_go_of_mount(self, system: OciSystem) -> None:
+        if system.mount is None:
+            return
+        if system.init_job is not None:
+            try:
+                await self._keeper.close_held(system.init_job, ["rootfs"])
+            except (NotFound, KeeperLost):
+                pass  # it was acknowledged, or nobody holds it any more
+        # The last reference: closing it may sync a whole file system.
+        await asyncio.to_thread(os.close, system.mount)
+        system.mount = None
+
+    async def close(self) -> None:
+        """Return when every removal is done."""
+        while self._removals:
+            await asyncio.wait(tuple(self._removals.values()))
+
+
+async def _finished(work: Any) -> Any:
+    """Wait for a thread to its end, cancelled or not: what it has made must be known."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        mount = await task
+        if mount is not None:
+            await asyncio.to_thread(os.close, mount)
+        raise
+
+
+def _read_document(encoded: bytes) -> _Document:
+    try:
+        return msgspec.json.decode(encoded, type=_Document)
+    except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+        raise InvalidSpec(f"the OCI document can't be read: {wrong}") from wrong
+
+
+def _with_cgroup_path(spec: Spec, path: str) -> Spec:
+    document = msgspec.json.decode(spec.document)
+    document.setdefault("linux", {})["cgroupsPath"] = path
+    if isinstance(spec.rootfs, Overlay):
+        document["root"] = {**document.get("root", {}), "path": "rootfs"}
+    return msgspec.structs.replace(spec, document=msgspec.json.encode(document))

@@ -1,0 +1,443 @@
+"""One compute system on an OCI runtime: `run --detach` through the keeper, the rest natively by cgroup and pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal as signals
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import (
+    AlreadyClosed,
+    AlreadyExists,
+    AlreadyStopped,
+    InvalidState,
+    KeeperLost,
+    NotFound,
+    NotSupported,
+    OperationPending,
+)
+from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
+from lighterman.runtimes.base import OomCounters
+from lighterman.runtimes.oci.bundle import Bundle, check_id, write_file
+from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
+from lighterman.runtimes.oci.document import encode_process
+from lighterman.runtimes.oci.failures import runtime_failed
+from lighterman.runtimes.oci.process import OciProcess
+from lighterman.runtimes.oci.processes import process_summaries
+from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
+from lighterman.runtimes.options import OutputSegments
+from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
+
+__all__ = ["JobMeta", "OciSystem", "RuntimeCall", "decode_meta"]
+
+
+class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a later engine needs to take a process over; kept by the keeper with the job."""
+
+    kind: Literal["init", "exec"]
+    id: str
+    runtime: str
+    name: str
+    terminal: bool
+    started_mono: float
+
+
+class RuntimeCall(msgspec.Struct, frozen=True, kw_only=True):
+    """How one runtime is called."""
+
+    name: str
+    executable: str
+    root: str
+
+    def argv(self, log: str, *words: str) -> tuple[str, ...]:
+        """The argument vector of one command, whose own words go to `log`."""
+        return (self.name, "--root", self.root, "--log", log, "--log-format", "json", *words)
+
+
+class OciSystem:
+    """Made by `OciRuntime.create` with a prepared bundle, or by `OciRuntime.open` from what the keeper has."""
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        call: RuntimeCall,
+        keeper: KeeperClient,
+        bundle: Bundle,
+        cgroup: Cgroup,
+        cgroup_path: str,
+        process: ProcessConfig,
+        mount: int | None,
+        own_pid_namespace: bool,
+        segments: OutputSegments | None,
+        start_slot: Callable[[], object],
+        queue_removal: Callable[[OciSystem], None],
+    ) -> None:
+        self._id = id
+        self.call = call
+        self.bundle = bundle
+        self.cgroup = cgroup
+        self.cgroup_path = cgroup_path
+        self.mount = mount
+        self._keeper = keeper
+        self._process = process
+        self._own_pid_namespace = own_pid_namespace
+        self._segments = segments
+        self._start_slot = start_slot
+        self._queue_removal = queue_removal
+        self._init: OciProcess | None = None
+        self._execs: dict[str, OciProcess] = {}
+        self._terminating = False
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def init_job(self) -> str | None:
+        """The keeper's key of the init process, once there is one."""
+        return self._init.job if self._init else None
+
+    # ---- starting ----
+
+    async def start(self) -> None:
+        """Nothing: `create_process` runs the runtime once, not twice."""
+
+    async def create_process(self, process: ProcessConfig, *, exec_id: str | None = None) -> OciProcess:
+        if self._closed:
+            raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
+        if exec_id is None:
+            return await self._create_init(process)
+        return await self._create_exec(process, exec_id)
+
+    async def _create_init(self, process: ProcessConfig) -> OciProcess:
+        if self._init is not None:
+            raise InvalidState(f"container {self._id} has an init process already", container=self._id)
+        if self._terminating:
+            raise AlreadyStopped(f"container {self._id} was terminated", container=self._id)
+        if process != self._process:
+            raise InvalidState(f"container {self._id}: its init process is the one of its spec", container=self._id)
+        command = ["run", "--detach", "--bundle", self.bundle.path, "--pid-file", self.bundle.pid_file]
+        if process.terminal:
+            command += ["--console-socket", self.bundle.console]
+        self._init = await self._spawn(
+            "run",
+            "init",
+            process,
+            self.call.argv(self.bundle.log, *command, self._id),
+            pid_file=self.bundle.pid_file,
+            console=self.bundle.console if process.terminal else None,
+            log=self.bundle.log,
+        )
+        return self._init
+
+    async def _create_exec(self, process: ProcessConfig, exec_id: str) -> OciProcess:
+        check_id(exec_id)
+        if self._init is None or self._init.has_exited:
+            raise AlreadyStopped(f"container {self._id} is not running", container=self._id)
+        known = self._execs.get(exec_id)
+        if known is not None and not known.has_exited:
+            raise AlreadyExists(f"container {self._id} runs a process {exec_id!r} already", container=self._id)
+        files = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}"
+        spec, pid_file, log, console = (f"{files}.{kind}" for kind in ("json", "pid", "log", "console"))
+        await asyncio.to_thread(write_file, spec, encode_process(process))
+        command = ["exec", "--detach", "--process", spec, "--pid-file", pid_file]
+        if process.terminal:
+            command += ["--console-socket", console]
+        try:
+            made = await self._spawn(
+                "exec",
+                exec_id,
+                process,
+                self.call.argv(log, *command, self._id),
+                pid_file=pid_file,
+                console=console if process.terminal else None,
+                log=log,
+            )
+        finally:
+            for path in (spec, pid_file, log):
+                if os.path.lexists(path):
+                    os.unlink(path)
+        self._execs[exec_id] = made
+        return made
+
+    async def _spawn(
+        self,
+        operation: str,
+        name: str,
+        process: ProcessConfig,
+        argv: tuple[str, ...],
+        *,
+        pid_file: str,
+        console: str | None,
+        log: str,
+    ) -> OciProcess:
+        ends = make_ends(terminal=process.terminal, stdin=process.stdin)
+        try:
+            job = self._job(name, process, argv, ends, pid_file=pid_file, console=console)
+            async with self._start_slot():  # type: ignore[attr-defined]  # an async context manager of StartSlots
+                spawned = await self._spawn_or_undo(job)
+            if spawned.status != 0 or spawned.pid is None:
+                raise await self._failure(operation, process, spawned, log)
+            stdio, terminal = ends.ours(spawned.console)
+        except BaseException:
+            ends.close()
+            raise
+        ends.close_theirs()
+        return OciProcess(
+            job=job.job,
+            pid=spawned.pid,
+            pidfd=spawned.pidfd,
+            started_mono=spawned.runtime_exited_mono,
+            stdio=stdio,
+            terminal=terminal,
+            keeper=self._keeper,
+        )
+
+    def _job(
+        self,
+        name: str,
+        process: ProcessConfig,
+        argv: tuple[str, ...],
+        ends: Ends,
+        *,
+        pid_file: str,
+        console: str | None,
+    ) -> Job:
+        hold = dict(ends.hold)
+        mount = None
+        if name == "init" and self.mount is not None:
+            # Closing the last reference of a mount can sync a file system: the keeper's is never the last.
+            hold["rootfs"] = self.mount
+            mount = MountPlan(fd=self.mount, target=self.bundle.rootfs)
+        segments = None
+        if self._segments is not None:
+            segments = SegmentPlan(self._segments.of(name), self._segments.max_bytes, self._segments.max_files)
+        meta = JobMeta(
+            kind="init" if name == "init" else "exec",
+            id=self._id,
+            runtime=self.call.name,
+            name=name,
+            terminal=process.terminal,
+            started_mono=asyncio.get_running_loop().time(),
+        )
+        return Job(
+            job=f"{self._id}:{uuid.uuid4().hex[:12]}",
+            argv=argv,
+            executable=self.call.executable,
+            env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path},
+            pid_file=pid_file,
+            stdio=ends.theirs,
+            hold=hold,
+            mount=mount,
+            console=console,
+            segments=segments,
+            recipe={
+                "cgroup": self.cgroup_path,
+                "bundle": self.bundle.path,
+                "runtime": self.call.name,
+                "runtime_root": self.call.root,
+            },
+            meta=msgspec.json.encode(meta),
+            timeout_s=limits.RUNTIME_CALL_S,
+        )
+
+    async def _spawn_or_undo(self, job: Job) -> Spawned:
+        """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
+        spawning = asyncio.ensure_future(self._keeper.spawn(job))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await self._keeper.abort(job.job)
+            try:
+                spawned = await spawning
+            except KeeperLost:
+                raise asyncio.CancelledError from None
+            await self._discard(job.job, spawned)
+            raise
+
+    async def _discard(self, job: str, spawned: Spawned) -> None:
+        """End a process that nobody wants any more and forget it."""
+        if spawned.console is not None:
+            os.close(spawned.console)
+        if spawned.pidfd is not None:
+            try:
+                signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
+            except ProcessLookupError:
+                pass
+            os.close(spawned.pidfd)
+        if spawned.pid is not None:
+            await self._keeper.wait_exit(job)
+            await self._keeper.acknowledge(job)
+
+    async def _failure(self, operation: str, process: ProcessConfig, spawned: Spawned, log: str) -> Exception:
+        for fd in (spawned.console, spawned.pidfd):
+            if fd is not None:
+                os.close(fd)
+        root: int | str | None = self.mount if self.mount is not None else self.bundle.rootfs
+        if self._init is not None:
+            root = f"/proc/{self._init.pid}/root"
+        return await asyncio.to_thread(
+            runtime_failed,
+            runtime=self.call.name,
+            operation=operation,
+            container=self._id,
+            process=process,
+            spawned=spawned,
+            log=log,
+            root=root,
+        )
+
+    # ---- taking over ----
+
+    async def open_process(self, process_id: int | str) -> OciProcess:
+        for job in await self._keeper.list_jobs():
+            meta = decode_meta(job.meta)
+            if meta is None or meta.id != self._id or job.pid is None:
+                continue
+            if process_id not in (job.pid, meta.name):
+                continue
+            process = await taken_over(self._keeper, job, terminal=meta.terminal, started_mono=meta.started_mono)
+            if meta.kind == "init":
+                self._init = process
+            else:
+                self._execs[meta.name] = process
+            return process
+        raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
+
+    async def exec_ids(self) -> Sequence[str]:
+        metas = [decode_meta(job.meta) for job in await self._keeper.list_jobs()]
+        return [meta.name for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
+
+    # ---- ending ----
+
+    async def shutdown(self) -> None:
+        """Before the init's end: its stop is asked for. After it: what is left in the cgroup is killed."""
+        if self._init is None:
+            raise AlreadyStopped(f"container {self._id} runs nothing", container=self._id)
+        if not self._init.has_exited:
+            await self._init.kill(signals.SIGTERM)
+            raise OperationPending(f"container {self._id} was asked to end", container=self._id)
+        if self._own_pid_namespace:
+            # The kernel has killed the whole pid namespace before it let the init's end be seen.
+            raise AlreadyStopped(f"container {self._id} has ended", container=self._id)
+        await self._kill_cgroup()
+
+    async def terminate(self) -> None:
+        self._terminating = True
+        if self._init is None:
+            await self._kill_cgroup()
+            return
+        if self._init.has_exited and self._own_pid_namespace:
+            raise AlreadyStopped(f"container {self._id} has ended", container=self._id)
+        if not self._init.has_exited:
+            try:
+                await self._init.kill(signals.SIGKILL)
+            except AlreadyStopped:
+                if self._own_pid_namespace:
+                    raise
+        # Also thaws what is frozen: a process in cgroup v1's freezer does not die of SIGKILL.
+        await self._kill_cgroup()
+        if not self._init.has_exited:
+            raise OperationPending(f"container {self._id} is being killed", container=self._id)
+
+    async def _kill_cgroup(self) -> None:
+        if not await asyncio.to_thread(self.cgroup.kill):
+            raise OperationPending(f"processes of container {self._id} have not died yet", container=self._id)
+
+    async def wait(self) -> None:
+        if self._init is None:
+            raise AlreadyStopped(f"container {self._id} runs nothing", container=self._id)
+        await self._init.wait()
+
+    # ---- while it runs ----
+
+    async def pause(self) -> None:
+        self._must_run()
+        await asyncio.to_thread(self.cgroup.freeze)
+
+    async def resume(self) -> None:
+        await asyncio.to_thread(self.cgroup.thaw)
+
+    async def statistics(self) -> Statistics:
+        self._must_run()
+        return await asyncio.to_thread(self.cgroup.statistics)
+
+    async def pids(self) -> Sequence[int]:
+        return sorted(await asyncio.to_thread(self.cgroup.pids))
+
+    async def process_list(self) -> Sequence[ProcessSummary]:
+        self._must_run()
+        return await asyncio.to_thread(lambda: process_summaries(sorted(self.cgroup.pids())))
+
+    async def oom_counters(self) -> OomCounters | None:
+        # On the way of every exit: two small reads of cgroupfs, which is memory, cost less than a thread's turn.
+        kills = self.cgroup.oom_kills()
+        return None if kills is None else OomCounters(oom_kills=kills)
+
+    async def has_pending_updates(self) -> bool:
+        return False
+
+    async def update_resources(self, resources: Resources) -> None:
+        self._must_run()
+        path = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.json"
+        await asyncio.to_thread(write_file, path, msgspec.json.encode(resources_to_oci(resources)))
+        try:
+            await self.command("update", "--resources", path, self._id)
+        finally:
+            os.unlink(path)
+
+    async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
+        raise NotSupported(f"{self.call.name}: checkpoint is not supported here", container=self._id)
+
+    async def restore(self, name: str, directory: str) -> OciProcess:
+        raise NotSupported(f"{self.call.name}: starting from a checkpoint is not supported here", container=self._id)
+
+    async def command(self, operation: str, *words: str) -> None:
+        """Call the runtime for a short command and raise its failure."""
+        log = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.log"
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            spawned = await self._keeper.spawn(
+                Job(
+                    job=f"{self._id}:{uuid.uuid4().hex[:12]}",
+                    argv=self.call.argv(log, operation, *words),
+                    executable=self.call.executable,
+                    env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path},
+                    stdio=(null, null, null),
+                    timeout_s=limits.RUNTIME_CALL_S,
+                )
+            )
+            if spawned.status != 0:
+                raise await self._failure(operation, ProcessConfig(), spawned, log)
+        finally:
+            os.close(null)
+            if os.path.lexists(log):
+                os.unlink(log)
+
+    def _must_run(self) -> None:
+        if self._init is None or self._init.has_exited:
+            raise AlreadyStopped(f"container {self._id} is not running", container=self._id)
+
+    # ---- the end ----
+
+    async def close(self) -> None:
+        if self._closed:
+            raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
+        self._closed = True
+        self._queue_removal(self)
+
+
+def decode_meta(encoded: bytes) -> JobMeta | None:
+    """None for a job of somebody else."""
+    try:
+        return msgspec.json.decode(encoded, type=JobMeta)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
