@@ -157,8 +157,9 @@ def _mounts() -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
+    """Those below the parent `lighterman` and its neighbours; the parent is every engine's and stays, as docker's."""
     for root, directories, _ in os.walk("/sys/fs/cgroup"):
-        if os.path.basename(root).startswith("lighterman") or "/lighterman" in root:
+        if "/lighterman" in root and os.path.basename(root) != "lighterman":
             yield root
         elif root.count("/") > 8:
             directories.clear()
