@@ -10,7 +10,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, KeeperLost
-from lighterman.keeper import wire
+from lighterman.keeper import requests, wire
 from lighterman.keeper.connection import Connection
 from lighterman.keeper.launch import open_connection
 
@@ -298,6 +298,9 @@ class KeeperClient:
 
 
 def _spawn_body(job: Job) -> tuple[dict[str, object], list[int]]:
+    # A NaN fails this comparison too.
+    if not 0 < job.timeout_s <= requests.MAX_TIMEOUT_S:
+        raise InvalidSpec(f"job {job.job}: timeout_s {job.timeout_s}: must be more than 0, at most a day")
     fds: list[int] = []
     places: dict[int, int] = {}
 

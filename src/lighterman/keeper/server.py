@@ -89,7 +89,7 @@ class Keeper:
     def _sleep_s(self) -> float:
         if self._unreaped:
             return 0
-        due = [call.deadline_ns / 1e9 for call in self._calls.values()]
+        due = [call.deadline_ns / 1e9 for call in self._calls.values() if not call.timed_out]
         if not self._peers and not len(self.table) and not self._calls:
             due.append(self._idle_since + self._idle_s)
         retry = self._output.next_retry()
@@ -100,9 +100,8 @@ class Keeper:
     def _expire(self) -> None:
         now = monotonic()
         for call in self._calls.values():
-            if call.deadline_ns <= now * 1e9:
+            if not call.timed_out and call.deadline_ns <= now * 1e9:
                 call.kill()
-                call.deadline_ns = 2**63
         self._output.retry(now)
         if self._peers or len(self.table) or self._calls:
             self._idle_since = now
