@@ -579,11 +579,12 @@ class Container:
 
     async def _kill_exec(self, process: Process) -> None:
         try:
-            await process.port.kill(signals.SIGKILL)
+            async with self._clock.timeout(limits.RUNTIME_CALL_S):
+                await process.port.kill(signals.SIGKILL)
         except AlreadyStopped:
             pass
-        except LightermanError as failed:
-            log.warning("container %s: killing exec %s failed: %s", self.id, process.name, failed)
+        except Exception as failed:  # noqa: BLE001  a failing runtime must not keep the exit from being told
+            log.warning("container %s: killing exec %s failed: %r", self.id, process.name, failed)
 
     async def _settle(self, run: Run) -> Run | None:
         """The init process has ended, its output is in safety: end the rest, decide, tell. Returns the next run."""
@@ -616,7 +617,7 @@ class Container:
                 return await run.system.has_pending_updates()
         except NotSupported:
             return False
-        except (LightermanError, TimeoutError) as failed:
+        except Exception as failed:  # noqa: BLE001  a failing runtime must not keep the exit from being told
             log.warning("container %s: asking for pending updates failed: %r", self.id, failed)
             return False
 
@@ -626,18 +627,17 @@ class Container:
                 return await run.system.oom_counters()
         except NotSupported:
             return None
-        except (LightermanError, TimeoutError) as failed:
+        except Exception as failed:  # noqa: BLE001  likewise
             log.warning("container %s: reading the OOM counters failed: %r", self.id, failed)
             return None
 
     async def _end_execs(self, run: Run) -> None:
         """End the exec processes that are still alive; their ends are told first [L25]."""
-        for life in list(run.execs.values()):
-            if life.process is None:
-                if life.task is not None:
-                    life.task.cancel()
-            elif not life.process.exited.is_set():
-                await self._kill_exec(life.process)
+        for life in run.execs.values():
+            if life.process is None and life.task is not None:
+                life.task.cancel()
+        alive = [life.process for life in run.execs.values() if life.process and not life.process.exited.is_set()]
+        await asyncio.gather(*(self._kill_exec(process) for process in alive))
         tasks = [life.task for life in run.execs.values() if life.task is not None]
         if not tasks:
             return
@@ -667,7 +667,7 @@ class Container:
     async def _shut_down_and_close(self, run: Run) -> None:
         try:
             await run.ending.shutdown()
-        except LightermanError as failed:
+        except Exception as failed:  # noqa: BLE001  likewise
             log.warning("container %s: shutting it down failed: %s", self.id, failed)
             run.cleanup_error = failed
         await self._close_system(run)
@@ -678,7 +678,7 @@ class Container:
                 await run.system.close()
         except AlreadyClosed:
             return
-        except (LightermanError, TimeoutError) as failed:
+        except Exception as failed:  # noqa: BLE001  likewise
             log.warning("container %s: closing it failed: %r", self.id, failed)
             run.cleanup_error = run.cleanup_error or failed
 

@@ -107,7 +107,7 @@ class Process:
                 return await self.port.exit_code()
         except BrokenPipe:
             return None
-        except (LightermanError, TimeoutError) as failed:
+        except Exception as failed:  # noqa: BLE001  as above: whatever it is, the exit is told
             log.warning("%s: its exit code can't be known: %r", self._label, failed)
             return None
 
@@ -128,5 +128,5 @@ class Process:
         try:
             async with self._clock.timeout(limits.RUNTIME_CALL_S):
                 await self.port.close()
-        except (LightermanError, TimeoutError) as failed:
+        except Exception as failed:  # noqa: BLE001  as above
             log.warning("%s: closing its handle failed: %r", self._label, failed)
