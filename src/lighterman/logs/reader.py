@@ -78,11 +78,11 @@ class SegmentReader:
 
     def __init__(self, directory: str, after: int = 0, starts: Callable[[], Sequence[int]] | None = None) -> None:
         """`starts` gives the offsets of the files without listing the directory (the writer knows them)."""
+        self._fd = -1
         self.offset = after
         self.lost = 0
         self._directory = directory
         self._starts = starts
-        self._fd = -1
         self._start = -1
         self._position = 0
 
@@ -123,6 +123,10 @@ class SegmentReader:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+    def __del__(self) -> None:
+        # A generator or a stream that is dropped half read.
+        self.close()
 
     # ---- one block ----
 
