@@ -162,7 +162,7 @@ def is_static(content: bytes) -> bool:
             (offset,) = struct.unpack_from(order + "I", content, 28)
             size, count = struct.unpack_from(order + "HH", content, 42)
         kinds = [struct.unpack_from(order + "I", content, offset + number * size)[0] for number in range(count)]
-    except struct.error:
+    except (struct.error, OverflowError):
         return False
     program_header_load, program_header_interpreter = 1, 3
     return program_header_load in kinds and program_header_interpreter not in kinds
