@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from support import Snapshot, leaked_since, snapshot, why_not_real
 
 # A keeper without containers stays a minute for the next engine; here that would look like a leak. Read by `limits` at
 # its import, so before any test's.
+assert "lighterman.limits" not in sys.modules
 os.environ.setdefault("LIGHTERMAN_KEEPER_IDLE_S", "2")
 
 BEFORE: pytest.StashKey[Snapshot] = pytest.StashKey()

@@ -13,11 +13,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, overload
 
+from lighterman.roots import default_run, default_state
+
 __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_real"]
 
 T = TypeVar("T")
 
 POLL_S = 0.02
+RUN = Path(default_run())
+STATE = Path(default_state())
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
 Snapshot = dict[str, frozenset[str]]
@@ -166,14 +170,11 @@ def _cgroups() -> Iterator[str]:
 
 
 def _directories() -> Iterator[str]:
-    """What lies under RUN, and the private roots under STATE; the shared image cache is meant to stay."""
-    state = Path(os.environ.get("XDG_DATA_HOME", "~/.local/share")).expanduser() / "lighterman"
-    for top in (Path("/run/lighterman"), Path(os.environ.get("XDG_RUNTIME_DIR", "/run")) / "lighterman"):
-        yield from _children(top)
-        yield from _children(top / "private")
-    for top in (Path("/var/lib/lighterman"), state):
-        yield from _children(top / "private")
-        yield from _children(top / "containers")
+    """Roots under RUN and private ones under STATE; STATE's image cache and the empty parents are meant to stay."""
+    parents = {RUN / "private", RUN / "roots"}
+    yield from (entry for entry in _children(RUN) if Path(entry) not in parents)
+    for parent in (*parents, STATE / "private", STATE / "containers"):
+        yield from _children(parent)
 
 
 def _children(directory: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import support
 from support import eventually, eventually_sync, leaked_since, snapshot
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -21,9 +22,9 @@ def test_nothing_new_is_nothing_left() -> None:
 
 
 def test_left_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(support, "RUN", tmp_path)
     before = snapshot()
-    left = tmp_path / "lighterman" / "private" / "c0ffee"
+    left = tmp_path / "private" / "c0ffee"
     left.mkdir(parents=True)
     assert f"directories: {left}" in leaked_since(before, timeout_s=0)
 
