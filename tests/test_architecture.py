@@ -23,8 +23,9 @@ SRC = ROOT / "src" / "lighterman"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
-    ("engine",),
-    ("stdin",),
+    ("engine", "container"),
+    ("entry",),
+    ("asking", "stdin"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
@@ -35,6 +36,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 # The exceptions; values and their helpers at the bottom may use each other.
 EXCEPTIONS: tuple[tuple[str, str], ...] = (
     ("logs", "keeper.segments"),  # one format on disk, written by both
+    ("engine", "container"),  # two halves of one face
+    ("container", "engine"),
     ("record", "lifecycle.status"),  # the status is a word, and a row holds it
     ("__init__", "sync"),
     *((one, other) for one in LEVELS[-1] for other in LEVELS[-1] if one != other),
@@ -63,7 +66,7 @@ NEVER: dict[str, tuple[str, ...]] = {
 RESERVED: dict[str, tuple[str, ...]] = {
     "sqlite3": ("store",),
     "click": ("cli",),
-    "lighterman.engine": ("cli", "sync", "testing", "__init__"),
+    "lighterman.engine": ("cli", "sync", "testing", "__init__", "container"),
 }
 
 # The keeper's program runs outside of the package, under this name: what it reaches from here, by the imports of its
