@@ -10,6 +10,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,16 +92,22 @@ async def test_finish_with_a_grandchild_holding_the_pipe_ends_after_what_was_buf
 
 async def test_finish_while_others_write_without_end_ends(pump: OutputPump, tmp_path: Path) -> None:
     sink, write = sink_with_pipe(pump, tmp_path)
-    # It must not die of the SIGPIPE: that would be an end of file.
-    program = "import os, signal\nsignal.signal(13, 0)\nwhile True:\n  os.write(1, b'x' * 9999)"
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=write, stderr=subprocess.DEVNULL) as loud:
+    with writing_for_ever(write):
+        os.close(write)
+        await sink.wait_beyond(1_000_000)
+        sink.finish(STDOUT)
+        assert await sink.wait_stream_end(STDOUT) is StreamEnd.BUFFERED
+
+
+@contextmanager
+def writing_for_ever(fd: int) -> Iterator[None]:
+    program = "import os\nwhile True: os.write(1, b'x' * 9999)"
+    command = [sys.executable, "-I", "-S", "-c", program]
+    with subprocess.Popen(command, stdout=fd, stderr=subprocess.DEVNULL) as writer:
         try:
-            os.close(write)
-            await sink.wait_beyond(1_000_000)
-            sink.finish(STDOUT)
-            assert await sink.wait_stream_end(STDOUT) is StreamEnd.BUFFERED
+            yield
         finally:
-            loud.kill()
+            writer.kill()
 
 
 async def test_bad_use_raises(pump: OutputPump, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_damaged_end_is_left_behind_and_counted(tmp_path: Path, damage: bytes) -
     writer.close()
     with (tmp_path / segment_name(0)).open("ab") as file:
         file.write(damage)
-    got = []
+    got: list[bytes] = []
     with pytest.raises(StoreError, match="damaged"):
         got.extend(frame.data for frame in read_frames(str(tmp_path)))
     again = SegmentWriter(str(tmp_path), 10_000_000, 3)

@@ -43,13 +43,14 @@ class ContainerLog:
         self._expecting = False
         self._news = asyncio.Event()
 
-    async def open_run(self, generation: int) -> OutputSink:
-        """The sink of a run that begins, or that is taken over. Older runs make way if they hold too much.
+    async def open_run(self, generation: int, *, takeover: bool = False) -> OutputSink:
+        """The sink of a run that begins, or that is taken over from another process. Older runs make way for it.
 
         Raises: OSError.
         """
         path = str(self._directory / str(generation))
-        if generation > 1 or os.path.isdir(path):
+        # The first run has nothing to look through, and is the one that somebody waits for.
+        if generation > 1 or takeover:
             room = self._max_bytes * (self._max_files - 1)
             await asyncio.to_thread(trim_generations, self._directory, room, generation)
             sink = await asyncio.to_thread(self._pump.open, path, self._max_bytes, self._max_files)

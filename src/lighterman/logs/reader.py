@@ -116,6 +116,7 @@ class SegmentReader:
     def go_to(self, offset: int) -> None:
         """Go on from another offset."""
         self.close()
+        self._start = -1
         self.offset = offset
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class SegmentReader:
         count = min(size - position, BLOCK - position % BLOCK)
         if count < HEADER_BYTES:
             return None
-        data = self._pread(count, position, nowait)
+        data = memoryview(self._pread(count, position, nowait))
         frames: list[Frame] = []
         at = 0
         while len(data) - at >= HEADER_BYTES and (until is None or self.offset < until):

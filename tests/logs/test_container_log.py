@@ -1,0 +1,126 @@
+"""The log of a container over its runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from lighterman.keeper.segments import STDERR, STDOUT, SegmentWriter, list_segments
+from lighterman.logs.container import ContainerLog, list_generations, trim_generations
+from lighterman.logs.pipes import make_output_pipe
+from lighterman.logs.pump import OutputPump
+from lighterman.logs.reader import Cursor, LogRecord
+
+from .support import eventually, put
+
+
+async def one_run(log: ContainerLog, generation: int, *pieces: bytes) -> None:
+    sink = await log.open_run(generation)
+    read, write = make_output_pipe()
+    sink.add(STDOUT, read)
+    for piece in pieces:
+        seen = sink.progress
+        os.write(write, piece)
+        await sink.wait_beyond(seen)
+    os.close(write)
+    await sink.wait_stream_end(STDOUT)
+
+
+async def test_records_of_all_runs_each_once(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    assert [record async for record in log.records()] == []
+    await one_run(log, 1, b"a", b"b")
+    await one_run(log, 2)
+    await one_run(log, 3, b"c")
+    records = [record async for record in log.records()]
+    assert [record.data for record in records] == [b"a", b"b", b"c"]
+    assert [record.cursor for record in records] == [Cursor(1, 1), Cursor(1, 2), Cursor(3, 1)]
+    assert {record.stream for record in records} == {"stdout"}
+    for number, record in enumerate(records):
+        after = [later.data async for later in log.records(record.cursor)]
+        assert after == [later.data for later in records[number + 1 :]]
+
+
+async def test_follow_across_restarts_ends_after_the_last_byte(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    await one_run(log, 1, b"before")
+    got: list[LogRecord] = []
+
+    async def follow() -> None:
+        async for record in log.records(Cursor(1, 3), follow=True):
+            got.append(record)
+
+    following = asyncio.ensure_future(follow())
+    await eventually(lambda: len(got) == 1)
+    await one_run(log, 2, b"second")
+    sink = await log.open_run(3)
+    read, write = make_output_pipe()
+    sink.add(STDERR, read)
+    os.write(write, b"third")
+    await eventually(lambda: len(got) == 3)
+    os.write(write, b"last")
+    log.end()
+    os.close(write)
+    await following
+    assert [record.data for record in got] == [b"ore", b"second", b"third", b"last"]
+    assert got[-1].stream == "stderr"
+    assert sink.watched == 0
+
+
+async def test_follow_of_nothing_that_is_to_come_ends(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    await one_run(log, 1, b"x")
+    log.end()
+    assert [record.data async for record in log.records(follow=True)] == [b"x"]
+
+
+async def test_new_engine_goes_on_in_the_same_run(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    await one_run(log, 1, b"first")
+    again = ContainerLog(pump, tmp_path)
+    assert [record.data async for record in again.records()] == [b"first"]
+    await one_run(again, 1, b"second")
+    assert [record.data async for record in again.records(Cursor(1, 2))] == [b"rst", b"second"]
+
+
+async def test_old_runs_make_way_and_the_gap_is_counted(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path, 10_000, 3)
+    for generation in range(1, 8):
+        await one_run(log, generation, b"%d" % generation * 6000)
+    assert total_size(tmp_path) <= 30_000
+    records = [record async for record in log.records()]
+    newest = [record.data[:1] for record in records if record.data]
+    assert newest == [b"4", b"5", b"6", b"7"]
+    kept = sum(len(record.data) for record in records)
+    assert kept + sum(record.lost for record in records) == 7 * 6000
+    after = [record async for record in log.records(Cursor(2, 1000))]
+    assert after[0] == LogRecord("stdout", 0.0, b"", Cursor(2, 6000), 5000)
+
+
+def total_size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*.log"))
+
+
+def test_trim_of_a_run_whose_last_frame_was_cut_short(tmp_path: Path) -> None:
+    writer = SegmentWriter(str(tmp_path / "1"), 10_000, 3)
+    put(writer, STDOUT, b"0123456789")
+    writer.close()
+    path = next((tmp_path / "1").iterdir())
+    os.truncate(path, path.stat().st_size - 4)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "not a run").mkdir()
+    (tmp_path / "03").mkdir()
+    trim_generations(tmp_path, 0, 2)
+    assert list_segments(str(tmp_path / "1")) == [6]
+    assert list_generations(tmp_path) == [1, 2]
+    trim_generations(tmp_path, 0, 2)
+    assert list_segments(str(tmp_path / "1")) == [6]
+
+
+async def test_reader_that_stops_early_leaves_nothing_open(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    await one_run(log, 1, b"a", b"b")
+    async for record in log.records(follow=True):
+        assert record.data == b"a"
+        break
