@@ -7,7 +7,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 program='
 echo "hostname   $(hostname)"
 echo "user       $(id -u):$(id -g)"
-echo "pid        $$ of $(ls -d /proc/[0-9]* | wc -l) visible processes or fewer"
+echo "pid        $$, sees $(ls -d /proc/[0-9]* | wc -l) processes"
 echo "interfaces $(ls /sys/class/net 2>/dev/null | tr "\n" " ")"
 echo "seccomp    mode $(sed -n "s/^Seccomp:[[:space:]]*//p" /proc/self/status), capabilities $(sed -n "s/^CapEff:[[:space:]]*//p" /proc/self/status)"
 echo "this line goes to stderr" >&2
