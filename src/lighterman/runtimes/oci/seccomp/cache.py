@@ -24,6 +24,7 @@ from lighterman.images.builtin import find_static_busybox
 from lighterman.images.cache_lock import cache_lock
 from lighterman.runtimes.oci.document_host import HostFacts
 from lighterman.runtimes.oci.document_process import DEFAULT_CAPABILITIES
+from lighterman.runtimes.oci.seccomp.files import read_regular
 from lighterman.runtimes.oci.seccomp.resolve import default_section
 from lighterman.runtimes.oci.seccomp.section import is_precompilable, reduced
 from lighterman.runtimes.oci.seccomp.throwaway import observe
@@ -217,16 +218,16 @@ class FilterCache:
 
     def _load(self, section: bytes) -> bytes | None:
         """From disk; None for what is missing, damaged, or could have been written by somebody else."""
+        most = _CHECKSUM_BYTES + _INSTRUCTION_BYTES * _MAX_INSTRUCTIONS
         try:
-            descriptor = os.open(self._path(section), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            found = read_regular(self._path(section), most + 1, os.O_NOFOLLOW)
         except OSError:
             return None
-        with open(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            ours = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if not ours or not stat.S_ISREG(status.st_mode):
-                return None
-            content = file.read(_CHECKSUM_BYTES + _INSTRUCTION_BYTES * _MAX_INSTRUCTIONS + 1)
+        if found is None:
+            return None
+        content, status = found
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None
         checksum, filter = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
         whole = _is_filter(filter) and hashlib.sha256(filter).digest() == checksum
         return filter if whole else None

@@ -6,10 +6,8 @@ Docker's format adds conditions to OCI's: `includes` and `excludes` by capabilit
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import stat
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import msgspec
 
 from lighterman.errors import InvalidSpec, NotFound
+from lighterman.runtimes.oci.seccomp.files import read_regular
 from lighterman.runtimes.oci.seccomp.profile import DEFAULT_PROFILE
 
 __all__ = ["Architecture", "Kernel", "Profile", "default_section", "load_profile", "native_architecture", "resolve"]
@@ -105,17 +104,14 @@ def load_profile(path: str) -> Profile:
     Raises: NotFound, InvalidSpec (not a regular file, larger than 1 MiB, not a profile).
     """
     try:
-        # Without O_NONBLOCK, opening a fifo would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        found = read_regular(path, PROFILE_BYTES + 1)
     except FileNotFoundError as missing:
         raise NotFound(f"seccomp profile {path!r}: no such file") from missing
     except (OSError, ValueError) as failed:
         raise InvalidSpec(f"seccomp profile {path!r}: can't be opened ({failed})") from failed
-    with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidSpec(f"seccomp profile {path!r}: not a regular file")
-        content = file.read(PROFILE_BYTES + 1)
+    if found is None:
+        raise InvalidSpec(f"seccomp profile {path!r}: not a regular file")
+    content = found[0]
     if len(content) > PROFILE_BYTES:
         raise InvalidSpec(f"seccomp profile {path!r}: larger than {PROFILE_BYTES} bytes")
     return decode_profile(content, path)
