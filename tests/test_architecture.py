@@ -23,14 +23,14 @@ SRC = ROOT / "src" / "lighterman"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
-    ("engine", "container"),
+    ("engine", "container", "doctor"),
     ("entry",),
     ("asking", "stdin"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    ("spec", "errors", "limits", "clock", "quantities", "record", "results", "roots", "doctor"),
+    ("spec", "errors", "limits", "clock", "quantities", "record", "results", "roots"),
 )
 
 # The exceptions; values and their helpers at the bottom may use each other.

@@ -166,7 +166,7 @@ def test_overlay_that_the_kernel_refuses_has_its_words(where: Path, monkeypatch:
         finish(context, upper, work, volatile)
 
     monkeypatch.setattr(mounts, "_finish", finish_with_nonsense)
-    with pytest.raises(RuntimeFailed, match="invalid argument .*nonsense") as refused:
+    with pytest.raises(RuntimeFailed, match=r"invalid argument .*nonsense") as refused:
         mounts.detached_overlay(overlay(where, [{}]))
     assert "nonsense" in refused.value.last_words
 
