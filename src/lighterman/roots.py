@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
 
 from lighterman.errors import InvalidSpec, RootLocked, StoreError
 
@@ -131,20 +129,18 @@ class StateRoot:
 _parked: list[int] = []  # lock files of refused engines of this process: closing one would drop the holder's lock
 
 
-def abandoned() -> Iterator[StateRoot]:
-    """Private roots whose owner is dead, each locked by us while it is looked at."""
+def abandoned() -> list[StateRoot]:
+    """Private roots whose owner is dead; each is locked by us now, and ours to remove and release."""
     try:
         ids = sorted(os.listdir(f"{default_state()}/private"))
     except FileNotFoundError:
-        return
+        return []
+    found = []
     for id in ids:
         root = StateRoot(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
         try:
             root.acquire()
         except (RootLocked, StoreError):
             continue
-        try:
-            yield root
-        finally:
-            with contextlib.suppress(OSError):
-                root.release()
+        found.append(root)
+    return found

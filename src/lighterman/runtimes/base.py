@@ -85,6 +85,12 @@ class ReadPipe(Protocol):
     def detach(self) -> int:
         """Give the descriptor away: the caller closes it. Raises: NotSupported, AlreadyClosed."""
 
+    def detach_through(self) -> tuple[int, int]:
+        """Give away a pipe (read end, write end) that outlives us, for moving a terminal's output without loss.
+
+        Raises: NotSupported where there is none: no terminal, no keeper.
+        """
+
     async def close(self) -> None:
         """Close it; again is nothing. A waiting `read` returns `b""`."""
 

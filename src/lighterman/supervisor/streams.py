@@ -123,6 +123,10 @@ class ReadStream:
         self._progress = progress or self._progress
         return fd
 
+    def detach_through(self) -> tuple[int, int]:
+        """Take both ends of the pipe that a terminal's output is to go through. Raises: NotSupported where none is."""
+        return self._pipe.detach_through()
+
     async def wait_drain(self) -> None:
         """For who has detached it: return when the process has ended, and the rest has to be read."""
         await self._draining.wait()

@@ -99,6 +99,10 @@ class _End:
         self.detached = True
         return number
 
+    def detach_through(self) -> tuple[int, int]:
+        """There is no terminal device here, and no keeper."""
+        raise NotSupported("fake: no pipe goes with a stream")
+
 
 class FakeReadPipe(_End):
     """The reading end."""

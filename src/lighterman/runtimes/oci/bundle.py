@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -10,7 +11,7 @@ import msgspec
 from lighterman import limits
 from lighterman.errors import InvalidSpec, StoreError
 
-__all__ = ["Bundle", "check_id"]
+__all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _KNOWN = ("config.json", "pid", "log.json", "console")
@@ -72,12 +73,11 @@ class Bundle(msgspec.Struct, frozen=True):
 
     def remove(self) -> list[str]:
         """Unlink what we know of; returns what is left (nothing, when all is well)."""
-        for name in _KNOWN:
-            _unlink(f"{self.path}/{name}")
+        unlink_all(*(f"{self.path}/{name}" for name in _KNOWN))
         try:
             for entry in list(os.scandir(self.path)):
                 if entry.name.startswith("exec-"):
-                    _unlink(entry.path)
+                    unlink_all(entry.path)
         except FileNotFoundError:
             return []
         for directory in (self.rootfs, self.path):
@@ -125,8 +125,8 @@ def read_last_words(path: str) -> str:
     return "; ".join(" ".join(word.split()) for word in words)[-limits.LAST_WORDS_BYTES :]
 
 
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
+def unlink_all(*paths: str) -> None:
+    """Unlink each that exists."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

@@ -39,7 +39,8 @@ def runtime_failed(
     status = os.waitstatus_to_exitcode(spawned.status)
     if spawned.timed_out:
         return OperationTimeout(
-            f"{runtime} {operation} of container {container} was killed: it did not answer in time; {words or 'it said nothing'}",
+            f"{runtime} {operation} of container {container} was killed because it did not answer in time: "
+            f"{words or 'it said nothing'}",
             operation=operation,
             container=container,
         )

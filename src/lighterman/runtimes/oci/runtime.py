@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -37,19 +38,21 @@ __all__ = ["CGROUP_PARENT", "OciRuntime"]
 log = logging.getLogger(__name__)
 
 CGROUP_PARENT = "/lighterman"
+# Removals run behind the exits; who starts containers in a loop must not get ahead of them for ever.
+_REMOVALS_BEHIND = 64
 
 
-class _Namespace(msgspec.Struct):
+class _Namespace(msgspec.Struct, frozen=True):
     type: str
     path: str | None = None
 
 
-class _Linux(msgspec.Struct, rename="camel"):
+class _Linux(msgspec.Struct, frozen=True, rename="camel"):
     cgroups_path: str | None = None
-    namespaces: list[_Namespace] = []
+    namespaces: tuple[_Namespace, ...] = ()
 
 
-class _Document(msgspec.Struct):
+class _Document(msgspec.Struct, frozen=True):
     """What of an OCI document decides how the container is ended and removed."""
 
     linux: _Linux = _Linux()
@@ -112,6 +115,8 @@ class OciRuntime:
         removal = self._removals.get(id)
         if removal is not None:
             await asyncio.wait((removal,))
+        while len(self._removals) > _REMOVALS_BEHIND:
+            await asyncio.wait(tuple(self._removals.values()), return_when=asyncio.FIRST_COMPLETED)
         document = _read_document(spec.document)
         cgroup_path = f"{CGROUP_PARENT}/{id}"
         if document.linux.cgroups_path != cgroup_path:
@@ -136,6 +141,16 @@ class OciRuntime:
         self._systems[id] = system
         return system
 
+    def start_times(self, id: str) -> tuple[float, float] | None:
+        """When the runtime was called for the init process, and when it had returned; CLOCK_MONOTONIC, seconds."""
+        system = self._systems.get(id)
+        return system.start_times if system else None
+
+    def root_of(self, id: str) -> int | None:
+        """The descriptor of a container's mounted root, for looking inside; None where there is no mount of ours."""
+        system = self._systems.get(id)
+        return system.mount if system else None
+
     def _check_options(self, options: Sequence[CreateOption]) -> OutputSegments | None:
         segments = None
         for option in options:
@@ -159,6 +174,9 @@ class OciRuntime:
     def _with_filter(self, spec: Spec) -> Spec:
         if self._filters is None:
             return spec
+        if self._filters.is_worth_preparing(spec.document):
+            # Once for each profile on a host; this start waits for it, no other does.
+            self._filters.prepare(spec.document)
         return msgspec.structs.replace(spec, document=self._filters.apply(spec.document))
 
     async def open(self, id: str) -> OciSystem:
@@ -226,10 +244,9 @@ class OciRuntime:
         if system.mount is None:
             return
         if system.init_job is not None:
-            try:
+            # Not found: it was acknowledged, and nobody else holds the mount any more.
+            with contextlib.suppress(NotFound, KeeperLost):
                 await self._keeper.close_held(system.init_job, ["rootfs"])
-            except (NotFound, KeeperLost):
-                pass  # it was acknowledged, or nobody holds it any more
         # The last reference: closing it may sync a whole file system.
         await asyncio.to_thread(os.close, system.mount)
         system.mount = None
@@ -240,7 +257,7 @@ class OciRuntime:
             await asyncio.wait(tuple(self._removals.values()))
 
 
-async def _finished(work: Any) -> Any:
+async def _finished(work: Coroutine[Any, Any, int | None]) -> int | None:
     """Wait for a thread to its end, cancelled or not: what it has made must be known."""
     task = asyncio.ensure_future(work)
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal as signals
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal
 
 import msgspec
@@ -24,7 +26,7 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
-from lighterman.runtimes.oci.bundle import Bundle, check_id, write_file
+from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
 from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
 from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.failures import runtime_failed
@@ -76,7 +78,7 @@ class OciSystem:
         mount: int | None,
         own_pid_namespace: bool,
         segments: OutputSegments | None,
-        start_slot: Callable[[], object],
+        start_slot: Callable[[], AbstractAsyncContextManager[None]],
         queue_removal: Callable[[OciSystem], None],
     ) -> None:
         self._id = id
@@ -91,6 +93,7 @@ class OciSystem:
         self._segments = segments
         self._start_slot = start_slot
         self._queue_removal = queue_removal
+        self.start_times: tuple[float, float] | None = None
         self._init: OciProcess | None = None
         self._execs: dict[str, OciProcess] = {}
         self._terminating = False
@@ -162,9 +165,7 @@ class OciSystem:
                 log=log,
             )
         finally:
-            for path in (spec, pid_file, log):
-                if os.path.lexists(path):
-                    os.unlink(path)
+            await asyncio.to_thread(unlink_all, spec, pid_file, log)
         self._execs[exec_id] = made
         return made
 
@@ -182,7 +183,7 @@ class OciSystem:
         ends = make_ends(terminal=process.terminal, stdin=process.stdin)
         try:
             job = self._job(name, process, argv, ends, pid_file=pid_file, console=console)
-            async with self._start_slot():  # type: ignore[attr-defined]  # an async context manager of StartSlots
+            async with self._start_slot():
                 spawned = await self._spawn_or_undo(job)
             if spawned.status != 0 or spawned.pid is None:
                 raise await self._failure(operation, process, spawned, log)
@@ -191,6 +192,8 @@ class OciSystem:
             ends.close()
             raise
         ends.close_theirs()
+        if name == "init":
+            self.start_times = spawned.spawned_mono, spawned.runtime_exited_mono
         return OciProcess(
             job=job.job,
             pid=spawned.pid,
@@ -255,7 +258,7 @@ class OciSystem:
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await self._keeper.abort(job.job)
+            await self._keeper.abort(job.job)  # type: ignore[attr-defined]
             try:
                 spawned = await spawning
             except KeeperLost:
@@ -268,10 +271,8 @@ class OciSystem:
         if spawned.console is not None:
             os.close(spawned.console)
         if spawned.pidfd is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
-            except ProcessLookupError:
-                pass
             os.close(spawned.pidfd)
         if spawned.pid is not None:
             await self._keeper.wait_exit(job)
@@ -392,7 +393,7 @@ class OciSystem:
         try:
             await self.command("update", "--resources", path, self._id)
         finally:
-            os.unlink(path)
+            await asyncio.to_thread(unlink_all, path)
 
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
         raise NotSupported(f"{self.call.name}: checkpoint is not supported here", container=self._id)
@@ -419,8 +420,7 @@ class OciSystem:
                 raise await self._failure(operation, ProcessConfig(), spawned, log)
         finally:
             os.close(null)
-            if os.path.lexists(log):
-                os.unlink(log)
+            await asyncio.to_thread(unlink_all, log)
 
     def _must_run(self) -> None:
         if self._init is None or self._init.has_exited:

@@ -1,0 +1,181 @@
+"""The keyword arguments of `run`, `container` and `create`, checked and made into a ContainerSpec."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import InvalidSpec
+from lighterman.quantities import parse_cpus, parse_size, parse_swap_size
+from lighterman.spec import (
+    BlkioLimit,
+    ConsoleSize,
+    ContainerSpec,
+    Device,
+    Mount,
+    Resources,
+    RestartPolicy,
+    Ulimit,
+)
+
+__all__ = ["Options", "check_name", "container_spec"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Options(TypedDict, total=False):
+    """What a container can be asked to be; all of it optional.
+
+    Keys:
+        env: name to value. workdir: an absolute path in the container. hostname: else the first of the id.
+        user: `name`, `uid`, `name:group` or `uid:gid`.
+        memory, memory_swap, memory_reservation, shm_size: bytes, or text as `"256M"`; memory_swap counts memory and
+            swap together, -1 is no limit.
+        cpus: 1.5 is a CPU and a half. cpu_shares: 2 to 262144. cpuset_cpus, cpuset_mems: as "0-2,5".
+        pids_limit: -1 is no limit. blkio_weight: 10 to 1000. device_*: bounds of single block devices.
+        ulimits: as `Ulimit(name="nofile", soft=1024, hard=1024)`.
+        network: `none` (the default) or `host`.
+        mounts: `Mount` values, or text as `"/host/dir:/inside[:ro]"`; tmpfs by `Mount(type="tmpfs", target="/x")`.
+        read_only: the root can't be written. rootfs: a directory instead of an image; through an overlay, unless
+            rootfs_rw. init: an init process that reaps. restart: as docker's `--restart`.
+        seccomp: `default`, `unconfined` or a profile's path. runtime: `crun`, `runc` or `youki`.
+        stop_signal: a number. terminal: with a terminal of console_size.
+    """
+
+    env: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    hostname: str | None
+    memory: str | int | None
+    memory_swap: str | int | None
+    memory_reservation: str | int | None
+    shm_size: str | int
+    cpus: float | str | None
+    cpu_shares: int | None
+    cpuset_cpus: str | None
+    cpuset_mems: str | None
+    pids_limit: int | None
+    blkio_weight: int | None
+    device_read_bps: Sequence[BlkioLimit]
+    device_write_bps: Sequence[BlkioLimit]
+    device_read_iops: Sequence[BlkioLimit]
+    device_write_iops: Sequence[BlkioLimit]
+    ulimits: Sequence[Ulimit]
+    network: str
+    mounts: Sequence[Mount | str]
+    devices: Sequence[Device | str]
+    sysctls: Mapping[str, str]
+    labels: Mapping[str, str]
+    read_only: bool
+    rootfs: str | os.PathLike[str] | None
+    rootfs_rw: bool
+    init: bool
+    privileged: bool
+    cap_add: Sequence[str]
+    cap_drop: Sequence[str]
+    no_new_privileges: bool
+    seccomp: str
+    oom_score_adj: int | None
+    stop_signal: int | None
+    restart: str | RestartPolicy
+    runtime: str | None
+    terminal: bool
+    console_size: ConsoleSize | tuple[int, int] | None
+
+
+_RESOURCES = frozenset(Resources.__struct_fields__)
+_SPEC = frozenset(ContainerSpec.__struct_fields__)
+
+
+def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, options: Options) -> ContainerSpec:
+    """Check what Python lets through, and bring it into one form.
+
+    Raises: InvalidSpec with the option and its value; TypeError for an option that does not exist.
+    """
+    if isinstance(argv, str):
+        raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
+    given = cast("dict[str, Any]", dict(options))
+    resources: dict[str, Any] = {}
+    wanted: dict[str, Any] = {"image": image, "argv": tuple(argv), "stdin": stdin}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in ("memory", "memory_reservation"):
+            resources[f"{name}_bytes"] = parse_size(value)
+        elif name == "memory_swap":
+            resources["memory_swap_bytes"] = parse_swap_size(value)
+        elif name == "cpus":
+            resources["cpus"] = parse_cpus(value)
+        elif name == "shm_size":
+            wanted["shm_bytes"] = parse_size(value)
+        elif name == "mounts":
+            wanted["mounts"] = tuple(_mount(one) for one in value)
+        elif name == "devices":
+            wanted["devices"] = tuple(_device(one) for one in value)
+        elif name == "restart":
+            wanted["restart"] = RestartPolicy.parse(value) if isinstance(value, str) else value
+        elif name == "rootfs":
+            wanted["rootfs"] = os.path.abspath(os.fspath(value))
+        elif name == "console_size":
+            wanted["console_size"] = (
+                value if isinstance(value, ConsoleSize) else ConsoleSize(height=value[0], width=value[1])
+            )
+        elif name in _RESOURCES:
+            resources[name] = value
+        elif name in _SPEC:
+            wanted[name] = value
+        else:
+            raise TypeError(f"no option {name!r}: see lighterman.Options")
+    wanted["resources"] = resources
+    try:
+        # Types are checked in one place, whatever kind of mapping or sequence was given.
+        return msgspec.convert(wanted, ContainerSpec, from_attributes=True)
+    except msgspec.ValidationError as wrong:
+        raise InvalidSpec(f"not a container that can be: {wrong}") from wrong
+
+
+def check_name(name: str) -> str:
+    """A container's name is shown, typed, and a part of messages. Raises: InvalidSpec."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > limits.NAME_CHARS:
+        raise InvalidSpec(
+            f"container name {name!r:.140}: must be letters, digits, '_', '.' and '-', begin with a letter or a "
+            f"digit, and have at most {limits.NAME_CHARS} characters"
+        )
+    return name
+
+
+def _mount(value: Mount | str) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    parts = value.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidSpec(f"mount {value!r}: must be /host/path:/path/inside[:ro]")
+    read_only, propagation = False, "rprivate"
+    for word in parts[2].split(",") if len(parts) == 3 else ():
+        if word in ("ro", "rw"):
+            read_only = word == "ro"
+        elif word in ("private", "rprivate", "slave", "rslave"):
+            propagation = word
+        else:
+            raise InvalidSpec(
+                f"mount {value!r}: {word!r} is not an option: use ro, rw, private, rprivate, slave, rslave"
+            )
+    return Mount(source=parts[0], target=parts[1], read_only=read_only, propagation=propagation)  # type: ignore[arg-type]
+
+
+def _device(value: Device | str) -> Device:
+    if isinstance(value, Device):
+        return value
+    parts = value.split(":")
+    if not 1 <= len(parts) <= 3 or not all(parts):
+        raise InvalidSpec(f"device {value!r}: must be /dev/x[:/dev/inside[:rwm]]")
+    return Device(
+        path_on_host=parts[0],
+        path_in_container=parts[1] if len(parts) > 1 else None,
+        permissions=parts[2] if len(parts) > 2 else "rwm",
+    )

@@ -1,0 +1,262 @@
+"""The public faces of one container and of one exec process. They keep no state: the engine does."""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+from lighterman import limits
+from lighterman.errors import InvalidSpec
+from lighterman.lifecycle.status import Status
+from lighterman.logs.reader import Cursor, LogRecord
+from lighterman.logs.streams import LogStream
+from lighterman.results import Result
+from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics
+from lighterman.stdin import StdinWriter
+
+if TYPE_CHECKING:
+    from lighterman.engine import Engine
+    from lighterman.entry import Entry, ExecEntry
+
+__all__ = ["Container", "Process", "signal_number"]
+
+
+def signal_number(signal: int | str) -> int:
+    """A number, or a name with or without SIG. Raises: InvalidSpec."""
+    if isinstance(signal, str):
+        name = signal.upper()
+        name = name if name.startswith("SIG") else f"SIG{name}"
+        if name in signals.Signals.__members__:
+            return signals.Signals[name].value
+    elif not isinstance(signal, bool) and 1 <= signal <= signals.SIGRTMAX:
+        return int(signal)
+    raise InvalidSpec(f"signal {signal!r}: must be a name as TERM, or a number from 1 to {int(signals.SIGRTMAX)}")
+
+
+class Container:
+    """One container of an engine, made by `Engine.create`, `Engine.container`, `Engine.get`, `Engine.containers`."""
+
+    def __init__(self, engine: Engine, entry: Entry) -> None:
+        self._engine = engine
+        self._entry = entry
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits."""
+        return self._entry.record.id
+
+    @property
+    def name(self) -> str:
+        """The one given, or made from the id."""
+        return self._entry.record.name
+
+    @property
+    def status(self) -> Status:
+        """What was last observed: `created`, `running`, `paused`, `restarting`, `exited` or `removed`."""
+        return self._entry.record.status
+
+    @property
+    def pid(self) -> int:
+        """The host's number of the init process; 0 where none runs."""
+        return self._entry.record.pid
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How the last run ended; None while one is running, and before the first."""
+        return self._entry.record.exit
+
+    @property
+    def stdin(self) -> StdinWriter:
+        """Raises: InvalidState if it was made without `stdin=True`, or never started."""
+        return self._entry.require_stdin()
+
+    @property
+    def stdout(self) -> LogStream:
+        """The output of the run that is under way or was last, from its first byte. With a terminal, all of it.
+
+        Who has begun to read and then stands still lets the program wait, once the log is full.
+        Raises: InvalidState if it was never started.
+        """
+        return self._entry.output(1)
+
+    @property
+    def stderr(self) -> LogStream:
+        """As `stdout`. Raises: InvalidState with a terminal, and if it was never started."""
+        return self._entry.output(2)
+
+    async def start(self) -> None:
+        """Start it. Returns when its program runs.
+
+        Raises: InvalidState if it runs, CommandNotFound, CommandNotExecutable, RuntimeFailed.
+        If cancelled: what was begun is undone.
+        """
+        await self._engine.start_container(self._entry)
+
+    async def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
+        """Ask it to end with its stop signal, kill it after `grace_s` seconds.
+
+        Returns: how it ended; None if it never ran. Raises: LimitExceeded if not even SIGKILL ends it.
+        If cancelled: it is stopped all the same.
+        """
+        return await self._engine.stop_container(self._entry, grace_s)
+
+    async def kill(self, signal: int | str = signals.SIGKILL) -> None:
+        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
+        await self._engine.signal_container(self._entry, signal_number(signal))
+
+    async def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
+        """Stop it, if it runs, and start it."""
+        await self.stop(grace_s=grace_s)
+        await self.start()
+
+    async def wait(self) -> ExitRecord:
+        """How it ended, once it has; a restart by its policy is not the end. Also after it was removed.
+
+        Raises: InvalidState if it was never started.
+        """
+        return await self._entry.wait_exit()
+
+    async def pause(self) -> None:
+        """Freeze all its processes. Raises: InvalidState if it is not running, or paused."""
+        await self._engine.client_of(self._entry).pause(self.id)
+
+    async def resume(self) -> None:
+        """Thaw them. Raises: InvalidState if it is not paused."""
+        await self._engine.client_of(self._entry).resume(self.id)
+
+    async def stats(self) -> Statistics:
+        """Counters of its cgroup, now. Raises: InvalidState if it is not running."""
+        return await self._engine.client_of(self._entry).stats(self.id)
+
+    async def top(self) -> Sequence[ProcessSummary]:
+        """Its processes. Raises: InvalidState if it is not running."""
+        return await self._engine.client_of(self._entry).summary(self.id)
+
+    async def update(self, resources: Resources) -> None:
+        """Change its limits while it runs. Raises: NotSupported for one that this host can't enforce."""
+        await self._engine.update_container(self._entry, resources)
+
+    async def resize(self, *, height: int, width: int) -> None:
+        """Set its terminal's size in cells. Raises: InvalidState without a terminal."""
+        await self._engine.client_of(self._entry).resize(self.id, "init", height=height, width=width)
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        max_output: int = limits.MAX_OUTPUT_BYTES,
+    ) -> Result:
+        """Run a further process to its end. A timeout kills it, and shows as `exit.reason == "timeout"`.
+
+        Raises: CommandNotFound, CommandNotExecutable, InvalidState if the container is not running.
+        If cancelled: the process is killed before the cancellation is raised.
+        """
+        return await self._engine.exec_to_end(
+            self._entry,
+            argv,
+            stdin=stdin,
+            env=env,
+            workdir=workdir,
+            user=user,
+            timeout_s=timeout_s,
+            max_output=max_output,
+        )
+
+    async def start_exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        console_size: ConsoleSize | None = None,
+    ) -> Process:
+        """Start a further process and return it running. Raises: as `exec`."""
+        return await self._engine.start_exec(
+            self._entry,
+            argv,
+            stdin=stdin,
+            env=env,
+            workdir=workdir,
+            user=user,
+            terminal=terminal,
+            console_size=console_size,
+        )
+
+    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
+        """What it wrote, all runs, piece by piece as it was read from it; from `after` a record's cursor on.
+
+        Args: follow: go on with what comes, until the container has ended for good.
+        """
+        return self._entry.log.records(after, follow=follow)
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""
+        await self._engine.remove_container(self._entry, force=force)
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} ({self.id[:12]}) {self.status}>"
+
+
+class Process:
+    """One exec process, made by `Container.start_exec`."""
+
+    def __init__(self, engine: Engine, entry: Entry, life: ExecEntry) -> None:
+        self._engine = engine
+        self._entry = entry
+        self._life = life
+
+    @property
+    def id(self) -> str:
+        """Unique among the execs of its container."""
+        return self._life.name
+
+    @property
+    def pid(self) -> int:
+        """The host's number."""
+        return self._life.pid
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How it ended; None while it runs."""
+        return self._life.exit
+
+    @property
+    def stdin(self) -> StdinWriter:
+        """Raises: InvalidState if it was started without `stdin=True`."""
+        return self._life.require_stdin()
+
+    @property
+    def stdout(self) -> LogStream:
+        """Its output from the first byte; with a terminal, all of it."""
+        return self._life.output(1)
+
+    @property
+    def stderr(self) -> LogStream:
+        """As `stdout`. Raises: InvalidState with a terminal."""
+        return self._life.output(2)
+
+    async def wait(self) -> ExitRecord:
+        """How it ended, once it has."""
+        return await self._life.wait_exit()
+
+    async def kill(self, signal: int | str = signals.SIGKILL) -> None:
+        """Deliver one signal to it. Not running is not an error."""
+        await self._engine.signal_exec(self._entry, self._life, signal_number(signal))
+
+    async def resize(self, *, height: int, width: int) -> None:
+        """Set its terminal's size in cells. Raises: InvalidState without a terminal."""
+        await self._engine.client_of(self._entry).resize(
+            self._entry.record.id, self._life.name, height=height, width=width
+        )
+
+    def __repr__(self) -> str:
+        return f"<Process {self.id} of {self._entry.record.name}: {self.exit or 'running'}>"

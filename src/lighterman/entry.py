@@ -1,0 +1,174 @@
+"""What the engine holds in memory of one container and of its processes, beside the record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from lighterman.errors import InvalidState, NotFound
+from lighterman.lifecycle.events import StateInfo
+from lighterman.logs.container import ContainerLog
+from lighterman.logs.sink import OutputSink, StreamEnd
+from lighterman.logs.streams import LogStream
+from lighterman.record import Record
+from lighterman.spec import ExitRecord, ProcessConfig
+from lighterman.stdin import StdinWriter
+from lighterman.supervisor.client import Client
+from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams
+
+__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "take_output"]
+
+
+class Output:
+    """The streams of one process as its readers see them."""
+
+    def __init__(self) -> None:
+        self.sink: OutputSink | None = None
+        self.begin = 0
+        self.stdin: StdinWriter | None = None
+        self.terminal = False
+        self._readers: dict[int, LogStream] = {}
+
+    def reader(self, stream: int, whose: str) -> LogStream:
+        """The one reader of a stream, made at the first call: until then nobody can hold the program up."""
+        if self.sink is None:
+            raise InvalidState(f"{whose} was never started")
+        if stream == 2 and self.terminal:
+            raise InvalidState(f"{whose} has a terminal: all of its output is in stdout")
+        reader = self._readers.get(stream)
+        if reader is None:
+            reader = self._readers[stream] = LogStream(self.sink, stream, self.begin)
+        return reader
+
+    def close(self) -> None:
+        """Let go of the readers' places."""
+        for reader in self._readers.values():
+            reader.close()
+
+
+class ExecEntry:
+    """One exec process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pid = 0
+        self.output_of = Output()
+        self.exit: ExitRecord | None = None
+        self.reason: str | None = None
+        self.ended = asyncio.Event()
+
+    def require_stdin(self) -> StdinWriter:
+        """Raises: InvalidState without one."""
+        if self.output_of.stdin is None:
+            raise InvalidState(f"process {self.name} was started without stdin")
+        return self.output_of.stdin
+
+    def output(self, stream: int) -> LogStream:
+        """Its stdout (1) or stderr (2)."""
+        return self.output_of.reader(stream, f"process {self.name}")
+
+    async def wait_exit(self) -> ExitRecord:
+        """How it ended."""
+        await self.ended.wait()
+        if self.exit is None:
+            raise NotFound(f"process {self.name} is no longer watched")
+        return self.exit
+
+
+class Entry:
+    """One container."""
+
+    def __init__(self, record: Record, log: ContainerLog) -> None:
+        self.record = record
+        self.log = log
+        self.client: Client | None = None  # of the runtime that its last run used
+        self.process: ProcessConfig | None = None  # of its last run
+        self.lowers: tuple[str, ...] = ()
+        self.output_of = Output()
+        self.execs: dict[str, ExecEntry] = {}
+        self.reason: str | None = None  # who asked for the end that comes next
+        self.ended = asyncio.Event()
+        self.removed = asyncio.Event()
+        self.starting = False
+        self.last_end: StateInfo | None = None
+        self.start_times: tuple[float, float] | None = None
+
+    @property
+    def client_name(self) -> str:
+        """How messages call it."""
+        return f"container {self.record.name}"
+
+    def require_stdin(self) -> StdinWriter:
+        """Raises: InvalidState without one."""
+        if self.output_of.stdin is None:
+            raise InvalidState(f"{self.client_name} has no stdin: it was made without stdin=True, or never started")
+        return self.output_of.stdin
+
+    def output(self, stream: int) -> LogStream:
+        """The last run's stdout (1) or stderr (2)."""
+        return self.output_of.reader(stream, self.client_name)
+
+    async def wait_exit(self) -> ExitRecord:
+        """How the last run ended, once it has."""
+        if self.record.generation == 0 and not self.starting and self.record.exit is None:
+            raise InvalidState(f"{self.client_name} was never started")
+        await self.ended.wait()
+        if self.record.exit is None:
+            raise InvalidState(f"{self.client_name} is no longer watched by this engine")
+        return self.record.exit
+
+
+_ENDS = {StreamEnd.EOF: DrainEnd.EOF, StreamEnd.BUFFERED: DrainEnd.BUFFERED, StreamEnd.CLOSED: DrainEnd.STUCK}
+
+
+def take_output(streams: Streams, sink: OutputSink) -> None:
+    """Hand a process's output over to the pump, and tell the streams when each byte is in safety."""
+    if streams.terminal and streams.stdout is not None:
+        terminal = streams.stdout
+        through = terminal.detach_through()
+        sink.add_terminal(terminal.detach(progress=lambda: sink.progress), *through)
+        _tie(terminal, sink, 1)
+        return
+    for number, stream in ((1, streams.stdout), (2, streams.stderr)):
+        if stream is not None:
+            sink.add(number, stream.detach(progress=lambda: sink.progress))
+            _tie(stream, sink, number)
+
+
+def _tie(stream: ReadStream, sink: OutputSink, number: int) -> None:
+    def look() -> None:
+        end = sink.stream_end(number)
+        if end is not None:
+            unsubscribe()
+            stream.drained(_ENDS[end])
+
+    unsubscribe = sink.subscribe(look)
+    stream.on_drain(lambda: sink.finish(number))
+    look()
+
+
+def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
+    """The record of an end that was told."""
+    known = info.exit_code_known and not info.not_started
+    if reason is None and info.oom_killed and info.signal == 9:
+        reason = "oom"
+    duration = None
+    if info.started_mono is not None and info.finished_mono is not None:
+        duration = max(0.0, info.finished_mono - info.started_mono)
+    return ExitRecord(
+        code=info.exit_code if known and info.signal is None else None,
+        signal=info.signal if known else None,
+        unknown=(info.reason or "unknown") if not info.exit_code_known and not info.not_started else None,
+        not_started=(info.reason or "unknown") if info.not_started else None,
+        reason=reason,
+        oom_killed=info.oom_killed,
+        started_at=info.started_at,
+        finished_at=info.finished_at,
+        duration_s=duration,
+        generation=info.generation,
+    )
+
+
+def not_started(text: str, generation: int) -> ExitRecord:
+    """Of a run whose program never ran."""
+    return ExitRecord(not_started=text, finished_at=time.time(), generation=generation)

@@ -1,0 +1,249 @@
+"""What an engine has of a Linux host: its runtimes behind one keeper, images, and the way from wishes to a spec."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from lighterman.errors import KeeperLost, LightermanError
+from lighterman.images.image import Image
+from lighterman.images.store import ImageStore, directory_image
+from lighterman.keeper.client import KeeperClient
+from lighterman.roots import StateRoot, abandoned, default_run, default_state
+from lighterman.runtimes.base import RuntimeVersion
+from lighterman.runtimes.oci.binary import sealed_copy
+from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host, check_resources
+from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
+from lighterman.runtimes.oci.probe import Probed, pick, probe_all
+from lighterman.runtimes.oci.runtime import OciRuntime
+from lighterman.runtimes.oci.seccomp.cache import FilterCache
+from lighterman.runtimes.oci.starts import StartSlots
+from lighterman.runtimes.oci.system import RuntimeCall
+from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, Rootfs, Spec
+
+__all__ = ["LinuxHost", "open_host"]
+
+log = logging.getLogger(__name__)
+
+
+async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
+    """Find out what this host has, and connect to the root's keeper.
+
+    Raises: RuntimeUnavailable, NotSupported (an unknown runtime), KeeperLost.
+    """
+    probed = await asyncio.to_thread(probe_all, f"{root.cache}/cache/runtimes.json")
+    chosen, reason = pick(probed, wanted)
+    facts = await asyncio.to_thread(HostFacts.detect)
+    await _sweep()
+    keeper = await KeeperClient.start_or_connect(root.run, root.state)
+    host = LinuxHost(root, keeper, probed, facts, chosen, reason)
+    try:
+        await host.runtime(None)
+    except BaseException:
+        await host.close(end_keeper=root.private)
+        raise
+    return host
+
+
+class LinuxHost:
+    """Made by `open_host`."""
+
+    def __init__(
+        self,
+        root: StateRoot,
+        keeper: KeeperClient,
+        probed: tuple[Probed, ...],
+        facts: HostFacts,
+        chosen: Probed,
+        reason: str,
+    ) -> None:
+        self.keeper = keeper
+        self.version = RuntimeVersion(name=chosen.name, version=chosen.version, path=chosen.path, reason=reason)
+        self._root = root
+        self._probed = probed
+        self._facts = facts
+        self._chosen = chosen
+        self._cgroups = cgroup_host()
+        self._images = ImageStore(f"{root.cache}/layers")
+        self._runtimes: dict[str, OciRuntime] = {}
+        self._slots = StartSlots()
+        # A container that could write there could write everywhere.
+        self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
+
+    # ---- runtimes ----
+
+    async def runtime(self, name: str | None) -> OciRuntime:
+        """The runtime of that name, or the one that was chosen. Raises: RuntimeUnavailable, NotSupported."""
+        probed, reason = pick(self._probed, name) if name else (self._chosen, self.version.reason)
+        if probed.name not in self._runtimes:
+            binary = await asyncio.to_thread(sealed_copy, probed.name, probed.path)
+            try:
+                await self.keeper.register_binary(probed.name, binary)
+            finally:
+                os.close(binary)
+            self._runtimes[probed.name] = self._make(probed, reason)
+        return self._runtimes[probed.name]
+
+    def _make(self, probed: Probed, reason: str) -> OciRuntime:
+        filters = None
+        if probed.name == "crun":
+            filters = FilterCache(f"{self._root.cache}/cache/seccomp", probed.path, probed.version)
+        return OciRuntime(
+            RuntimeCall(name=probed.name, executable=probed.name, root=f"{self._root.run}/runtime/{probed.name}"),
+            RuntimeVersion(name=probed.name, version=probed.version, path=probed.path, reason=reason),
+            keeper=self.keeper,
+            run_dir=self._root.run,
+            cgroups=self._cgroups,
+            filters=filters,
+            slots=self._slots,
+        )
+
+    def opened(self, name: str) -> OciRuntime:
+        """One that `runtime` gave before."""
+        return self._runtimes[name]
+
+    def start_times(self, runtime: str, id: str) -> tuple[float, float] | None:
+        """See `OciRuntime.start_times`."""
+        return self._runtimes[runtime].start_times(id) if runtime in self._runtimes else None
+
+    # ---- from wishes to a spec ----
+
+    async def image(self, name: str | None, rootfs: str | None) -> Image:
+        """Raises: NotFound, NotSupported, InvalidSpec."""
+        if name is not None:
+            cached = self._images.cached(name)
+            return cached if cached is not None else await asyncio.to_thread(self._images.resolve, name)
+        assert rootfs is not None
+        return await asyncio.to_thread(directory_image, rootfs, forbidden=self._forbidden)
+
+    async def spec(
+        self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str, *, write: bool
+    ) -> Spec:
+        """Check and encode; with `write` the container's files in /etc are made. Raises: as `build_spec`."""
+        files = EtcFiles(
+            hosts=f"{directory}/hosts", hostname=f"{directory}/hostname", resolv_conf=f"{directory}/resolv.conf"
+        )
+
+        def build() -> Spec:
+            return build_spec(
+                wanted,
+                image.config,
+                rootfs=rootfs,
+                root_lookup=image.layers[0],
+                id=id,
+                files=files,
+                host=self._facts,
+                forbidden_sources=self._forbidden,
+            )
+
+        if not write:
+            return await asyncio.to_thread(build) if touches_files(wanted, image.config) else build()
+
+        def make() -> Spec:
+            _write_etc(directory, files, hostname_of(wanted, id), host_network=wanted.network == "host")
+            return build()
+
+        return await asyncio.to_thread(make)
+
+    async def exec_process(
+        self,
+        base: ProcessConfig,
+        args: tuple[str, ...],
+        *,
+        root: str,
+        env: dict[str, str] | None,
+        workdir: str | None,
+        user: str | None,
+        terminal: bool,
+        console_size: ConsoleSize | None,
+        stdin: bool,
+    ) -> ProcessConfig:
+        """A further process of a container whose root is at `root`. Raises: as `document.exec_process`."""
+
+        def build() -> ProcessConfig:
+            return exec_process(
+                base,
+                args,
+                env=env,
+                workdir=workdir,
+                user=user,
+                root_lookup=root,
+                terminal=terminal,
+                console_size=console_size,
+                stdin=stdin,
+            )
+
+        return await asyncio.to_thread(build) if user else build()
+
+    def check_resources(self, resources: Resources) -> None:
+        """Blocking. Raises: InvalidSpec, NotSupported for a limit that this host can't enforce."""
+        check_resources(resources, self._cgroups)
+
+    # ---- the end ----
+
+    async def close(self, *, end_keeper: bool) -> None:
+        """Finish removals under way; leave the keeper, or end it where nothing is to live on."""
+        for runtime in self._runtimes.values():
+            await runtime.close()
+        try:
+            if end_keeper:
+                await self.keeper.shutdown()
+        except KeeperLost:
+            log.debug("the keeper had ended already")
+        except LightermanError as failed:
+            log.error("the keeper does not end: %s", failed)
+        await self.keeper.close()
+
+
+def _write_etc(directory: str, files: EtcFiles, hostname: str, *, host_network: bool) -> None:
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    resolv = ""
+    if host_network:
+        hosts, resolv = _read("/etc/hosts") or hosts, _read("/etc/resolv.conf")
+    else:
+        hosts += f"127.0.1.1\t{hostname}\n"
+    for path, text in ((files.hosts, hosts), (files.hostname, f"{hostname}\n"), (files.resolv_conf, resolv)):
+        with open(path, "w") as file:
+            file.write(text)
+        # The process inside need not be root to read them.
+        os.chmod(path, 0o644)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(65536)
+    except OSError:
+        return ""
+
+
+async def _sweep() -> None:
+    """End and remove what private engines left that were killed."""
+    for root in await asyncio.to_thread(abandoned):
+        try:
+            if await asyncio.to_thread(os.path.exists, f"{root.run}/keeper.sock"):
+                await _end_jobs(root)
+            await asyncio.to_thread(root.remove)
+            log.info("removed what a killed engine left in %s", root.state)
+        except LightermanError as failed:
+            log.warning("what a killed engine left in %s can't be removed: %s", root.state, failed)
+        finally:
+            root.release()
+
+
+async def _end_jobs(root: StateRoot) -> None:
+    keeper = await KeeperClient.start_or_connect(root.run, root.state)
+    try:
+        cgroups = cgroup_host()
+        for job in await keeper.list_jobs():
+            cgroup = Cgroup(str(job.recipe.get("cgroup", f"/lighterman/{job.job}")), cgroups)
+            await asyncio.to_thread(cgroup.kill)
+            if job.exit is None and job.pid is not None:
+                await keeper.wait_exit(job.job)
+            await keeper.acknowledge(job.job)
+            await asyncio.to_thread(cgroup.remove)
+        await keeper.shutdown(force=True)
+    finally:
+        await keeper.close()
