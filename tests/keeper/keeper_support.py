@@ -13,13 +13,19 @@ from lighterman.keeper.client import Job, KeeperClient, Spawned
 from support import eventually
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# Of each stream, written by the jobs of `killed_engine.py`.
+LINES = 4000
 
-# Leaves a process behind and its pid in a file, and exits: `run --detach` in one line. By way of 3 since a shell gives
-# a background process /dev/null.
-RUNTIME = 'exec 3<&0; sh -c "$2" <&3 3<&- & echo $! > "$1"'
-# The same through a process in between that is gone at once; then it waits for a line in a fifo. What it left has
-# been re-parented by then, as crun's is.
-SLOW_RUNTIME = '( sh -c "$2" & echo $! > "$1" ); read line < "$3"'
+# Leaves a process behind and its pid in a file, and exits: `run --detach` in a line. In Perl, which every Debian has,
+# since a shell reaps the children that end before it does, and no OCI runtime does that.
+_FORK = 'defined($pid = fork) or die; if (!$pid) { exec "/bin/sh", "-c", $ARGV[1]; exit 127 }'
+_WRITE = 'open F, ">", $ARGV[0] or die; print F "$pid\\n"; close F;'
+RUNTIME = ("perl", "-e", f"{_FORK} {_WRITE}")
+# The same through a process in between that is gone at once, as crun's is; then it waits for the end of a fifo.
+SLOW_RUNTIME = ("perl", "-e", f"if (!fork) {{ {_FORK} {_WRITE} exit 0 }} wait; open G, '<', $ARGV[2] or die; <G>;")
+# Without a program to execute, for the count: exit code for the script.
+EXIT_RUNTIME = ("perl", "-e", f"defined($pid = fork) or die; if (!$pid) {{ exit $ARGV[1] }} {_WRITE}")
+PERL = "/usr/bin/perl"
 
 
 class Keepers:
@@ -55,8 +61,8 @@ class Keepers:
         pid_file = str(self.root / f"{name}.pid")
         values: dict[str, Any] = {
             "job": name,
-            "argv": ("runtime", "-c", RUNTIME, "runtime", pid_file, script),
-            "executable": "/bin/sh",
+            "argv": (*RUNTIME, pid_file, script),
+            "executable": PERL,
             "env": {"PATH": PATH},
             "stdio": (self.null, self.null, self.null),
             "pid_file": pid_file,
@@ -83,8 +89,7 @@ class Keepers:
             for child in children(pid):
                 kill(child)
             kill(pid)
-        for pid in self.pids:
-            await eventually(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+        await eventually(lambda: not any(alive(pid) for pid in self.pids))
         for fd in (self.null, *self._opened):
             os.close(fd)
         remove_cgroups()
@@ -112,7 +117,7 @@ def alive(pid: int) -> bool:
 def state(pid: int) -> str:
     """The letter of proc(5), empty if there is no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = text_of(f"/proc/{pid}/stat")
     except OSError:
         return ""
     return stat.rpartition(")")[2].split()[0]
@@ -123,6 +128,12 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def text_of(path: str | Path) -> str:
+    """Contents of a small file that never blocks."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def exit_code(status: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from keeper_support import SLOW_RUNTIME, Keepers, alive, children, exit_code, kill, read_pipe, state
+from keeper_support import SLOW_RUNTIME, Keepers, alive, children, exit_code, kill, read_pipe, state, text_of
 
 from lighterman.errors import AlreadyExists, InvalidSpec, InvalidState, LimitExceeded, NotFound, RuntimeFailed
 from lighterman.keeper.client import Job, MountPlan
@@ -49,7 +50,7 @@ async def test_the_pidfd_is_the_process(keepers: Keepers) -> None:
     spawned = await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000"))
     assert spawned.pidfd is not None
     assert spawned.pid is not None
-    stat = Path(f"/proc/{spawned.pid}/stat").read_text()
+    stat = text_of(f"/proc/{spawned.pid}/stat")
     assert spawned.start_time == int(stat.rpartition(")")[2].split()[19])
     (listed,) = await keeper.list_jobs()
     assert (listed.job, listed.pid, listed.start_time, listed.exit) == ("a", spawned.pid, spawned.start_time, None)
@@ -62,7 +63,7 @@ async def test_an_exit_before_the_runtime_returned(keepers: Keepers) -> None:
     fifo = keepers.root / "go"
     os.mkfifo(fifo)
     pid_file = keepers.root / "a.pid"
-    argv = ("runtime", "-c", SLOW_RUNTIME, "runtime", str(pid_file), "exit 9", str(fifo))
+    argv = (*SLOW_RUNTIME, str(pid_file), "exit 9", str(fifo))
     spawning = asyncio.create_task(keepers.spawn(keeper, keepers.job("a", "", argv=argv)))
     await eventually(lambda: pid_file.exists() and pid_file.read_text().strip())
     pid = int(pid_file.read_text())
@@ -81,7 +82,7 @@ async def test_an_exit_before_the_runtime_returned(keepers: Keepers) -> None:
 async def test_a_stale_pid_file_is_not_believed(keepers: Keepers) -> None:
     keeper = await keepers.connect()
     (keepers.root / "a.pid").write_text(f"{os.getpid()}\n")
-    spawned = await keepers.spawn(keeper, keepers.job("a", "", argv=("sh", "-c", "exit 0")))
+    spawned = await keepers.spawn(keeper, keepers.job("a", "", argv=("sh", "-c", "exit 0"), executable="/bin/sh"))
     assert spawned.pid is None
     assert await keeper.list_jobs() == []
 
@@ -91,7 +92,7 @@ async def test_nonsense_in_the_pid_file_is_no_process(keepers: Keepers, text: st
     keeper = await keepers.connect()
     job = keepers.job("a", "")
     argv = ("sh", "-c", f"printf '%s' '{text}' > {job.pid_file}")
-    spawned = await keepers.spawn(keeper, keepers.job("a", "", argv=argv))
+    spawned = await keepers.spawn(keeper, keepers.job("a", "", argv=argv, executable="/bin/sh"))
     assert (spawned.pid, exit_code(spawned.status)) == (None, 0)
     assert await keeper.list_jobs() == []
 
@@ -100,7 +101,7 @@ async def test_a_runtime_that_fails_leaves_nothing(keepers: Keepers) -> None:
     keeper = await keepers.connect()
     before = (await keeper.stats()).descriptors
     read_end, write_end = os.pipe()
-    job = keepers.job("a", "", argv=("sh", "-c", "exit 3"), hold={"stdout": read_end})
+    job = keepers.job("a", "", argv=("sh", "-c", "exit 3"), executable="/bin/sh", hold={"stdout": read_end})
     spawned = await keepers.spawn(keeper, job)
     os.close(write_end)
     os.close(read_end)
@@ -112,7 +113,7 @@ async def test_a_runtime_that_fails_leaves_nothing(keepers: Keepers) -> None:
 
 async def test_a_runtime_that_hangs_is_killed_with_its_helpers(keepers: Keepers) -> None:
     keeper = await keepers.connect()
-    job = keepers.job("a", "", argv=("sh", "-c", "sleep 1000 & sleep 1000"), timeout_s=0.3)
+    job = keepers.job("a", "", argv=("sh", "-c", "sleep 1000 & sleep 1000"), executable="/bin/sh", timeout_s=0.3)
     spawned = await keepers.spawn(keeper, job)
     assert (spawned.pid, exit_code(spawned.status), spawned.timed_out) == (None, -signal.SIGKILL, True)
     assert await keeper.list_jobs() == []
@@ -194,7 +195,7 @@ async def test_what_the_process_inherits(keepers: Keepers) -> None:
     assert (session, cwd, env, parent) == (True, "/tmp", environment, keeper.pid)
     assert nofile == resource.getrlimit(resource.RLIMIT_NOFILE)
     assert nice == os.nice(0)
-    assert int(oom_score_adj) == max(0, int(Path("/proc/self/oom_score_adj").read_text()))
+    assert int(oom_score_adj) == max(0, int(text_of("/proc/self/oom_score_adj")))
     last = dict(line.split(":\t", 1) for line in status[-60:] if ":\t" in line)
     assert last["Name"] == "cat"
     assert last["Umask"] == "0022"
@@ -290,7 +291,7 @@ async def test_a_registered_binary(keepers: Keepers) -> None:
     keeper = await keepers.connect()
     for program, code in (("/bin/false", 1), ("/bin/true", 0)):
         binary = os.memfd_create("runtime", os.MFD_CLOEXEC)
-        os.write(binary, Path(program).read_bytes())
+        os.write(binary, await asyncio.to_thread(Path(program).read_bytes))
         before = (await keeper.stats()).descriptors
         await keeper.register_binary("runtime", binary)
         os.close(binary)
@@ -333,10 +334,8 @@ async def test_the_terminal_is_handed_over(keepers: Keepers) -> None:
     seen = bytearray()
 
     def everything() -> bool:
-        try:
+        with contextlib.suppress(BlockingIOError):
             seen.extend(os.read(spawned.console or 0, 4096))
-        except BlockingIOError:
-            pass
         return b"got line" in seen
 
     await eventually(everything)
@@ -371,7 +370,7 @@ async def test_a_mount_only_the_spawned_see(keepers: Keepers) -> None:
         if number == 0:
             assert exit_code((await keepers.spawn(keeper, job)).status) == 0
     assert list(target.iterdir()) == []
-    assert str(target) not in Path("/proc/self/mountinfo").read_text()
+    assert str(target) not in text_of("/proc/self/mountinfo")
     assert os.readlink(f"/proc/{keeper.pid}/ns/mnt") == own
     os.close(mount)
 
@@ -416,7 +415,7 @@ async def test_a_cancelled_spawn_only_stops_the_waiting(keepers: Keepers) -> Non
     fifo = keepers.root / "go"
     os.mkfifo(fifo)
     pid_file = str(keepers.root / "a.pid")
-    argv = ("runtime", "-c", SLOW_RUNTIME, "runtime", pid_file, "exit 5", str(fifo))
+    argv = (*SLOW_RUNTIME, pid_file, "exit 5", str(fifo))
     spawning = asyncio.create_task(keepers.spawn(keeper, keepers.job("a", "", argv=argv)))
     await eventually(keeper.list_jobs)
     (listed,) = await keeper.list_jobs()

@@ -199,9 +199,11 @@ class Keeper:
 
     def _answer(self, peer: Peer, message: bytes, fds: list[int]) -> None:
         version, verb, request = wire.unpack_header(message)
+        if version != wire.VERSION:
+            text = f"keeper speaks protocol {wire.VERSION}, the client {version}"
+            peer.send(wire.ERROR, request, {"code": requests.VERSION, "text": text})
+            raise PeerLost(text)
         try:
-            if version != wire.VERSION:
-                raise Refused(requests.VERSION, f"keeper speaks protocol {wire.VERSION}, the client {version}")
             body = wire.unpack_body(message)
             if verb == wire.HELLO:
                 self._hello(peer, request, body)
