@@ -43,6 +43,11 @@ def test_statistics_are_none_where_a_controller_is_off(tmp_path: Path) -> None:
         Cgroup("/lighterman/other", host).statistics()
 
 
+def test_the_largest_pids_limit_is_none(tmp_path: Path) -> None:
+    host = plain_v2(tmp_path, pids__max="4194304\n")
+    assert Cgroup("/lighterman/c1", host).statistics().pids_limit is None
+
+
 def test_kill_writes_the_file_and_says_no_while_it_is_populated(tmp_path: Path) -> None:
     host = plain_v2(tmp_path, cgroup__kill="", cgroup__events="populated 1\nfrozen 0\n", cgroup__procs="")
     cgroup = Cgroup("/lighterman/c1", host)

@@ -210,4 +210,5 @@ def test_to_oci_of_all() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_to_oci_of_no_pids_limit_lifts_it(limit: int) -> None:
-    assert resources_to_oci(Resources(pids_limit=limit)) == {"pids": {"limit": -1}}
+    """crun 1.8 fails with -1 and ignores 0: the largest number that the kernel takes stands for it."""
+    assert resources_to_oci(Resources(pids_limit=limit)) == {"pids": {"limit": 4194304}}

@@ -15,6 +15,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # ENODEV: the file was opened, and its cgroup removed before the read.
 GONE = frozenset({errno.ENOENT, errno.ENODEV})
 _READ_BYTES = 65536
+# PID_MAX_LIMIT of 64-bit Linux, the most that pids.max takes as a number: as good as `max`, and what stands for no
+# limit here, because crun 1.8 writes OCI's -1 as it is, which the kernel refuses, and takes 0 for not set.
+NO_PIDS_LIMIT = 4 * 1024 * 1024
 
 
 def split_path(path: str) -> tuple[str, ...]:
@@ -114,6 +117,12 @@ def read_table(directory: int, name: str) -> dict[str, int]:
         if count is not None:
             table[key] = count
     return table
+
+
+def read_pids_limit(directory: int) -> int | None:
+    """`pids.max`, which both versions have; None for no limit."""
+    limit = read_number(directory, "pids.max")
+    return None if limit is None or limit >= NO_PIDS_LIMIT else limit
 
 
 def subdirectories(directory: int) -> list[str]:

@@ -21,7 +21,6 @@ MIN_CPUS = 0.01  # docker's: 1 ms, the kernel's smallest quota, of the period be
 CPU_PERIOD_US = 100_000  # docker's, podman's and the kernel's default
 _CPU_SHARES = range(2, 262144 + 1)  # bounds of v1's cpu.shares
 _BLKIO_WEIGHTS = range(10, 1000 + 1)  # bounds of v1's blkio.weight, docker's too
-_MAX_PIDS = 4 * 1024 * 1024  # PID_MAX_LIMIT of 64-bit Linux
 _MAX_LISTED = 8192  # the most CPUs a Linux kernel is built for
 
 _THROTTLES = (
@@ -73,7 +72,7 @@ def resources_to_oci(resources: Resources) -> dict[str, Any]:
             block[name] = [_throttle(limit) for limit in limits]
     pids: dict[str, Any] = {}
     if resources.pids_limit is not None:
-        pids = {"limit": resources.pids_limit if resources.pids_limit > 0 else -1}
+        pids = {"limit": resources.pids_limit if resources.pids_limit > 0 else files.NO_PIDS_LIMIT}
     return {key: value for key, value in _set(memory=memory, cpu=cpu, pids=pids, blockIO=block).items() if value}
 
 
@@ -162,8 +161,8 @@ def _parse_list(text: str, name: str) -> set[int]:
 
 
 def _check_pids(limit: int | None, host: CgroupHost) -> None:
-    if _whole("pids limit", limit, lowest=-1) > _MAX_PIDS:
-        raise InvalidSpec(f"pids limit {limit}: must be at most {_MAX_PIDS}, or -1 for no limit")
+    if _whole("pids limit", limit, lowest=-1) > files.NO_PIDS_LIMIT:
+        raise InvalidSpec(f"pids limit {limit}: must be at most {files.NO_PIDS_LIMIT}, or -1 for no limit")
     if limit is not None and limit > 0:
         _hierarchy(host, "pids", "a pids limit")
 

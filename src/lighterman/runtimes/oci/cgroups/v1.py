@@ -56,7 +56,7 @@ def _memory(directory: int) -> Counters:
 def _pids(directory: int) -> Counters:
     return {
         "pids": files.read_number(directory, "pids.current"),
-        "pids_limit": files.read_number(directory, "pids.max"),
+        "pids_limit": files.read_pids_limit(directory),
     }
 
 
