@@ -186,6 +186,7 @@ def test_newlines_are_legal_where_execve_takes_them() -> None:
     [
         {"argv": ("a\0b",)},
         {"argv": ("",)},
+        {"argv": ("",), "init": True},
         {"argv": ("x", "\ud800")},
         {"env": {"": "x"}},
         {"env": {"A=B": "x"}},
@@ -281,6 +282,13 @@ def test_sizes() -> None:
         built(env={"BIG": "x" * 10_485_760})
     with pytest.raises(InvalidSpec, match="environment variable 'BIG' is"):
         built(env={"BIG": "x" * limits.ARGUMENT_BYTES})
+    half = {f"V{number}": "x" * 100_000 for number in range(11)}
+    built(env=half)
+    with pytest.raises(InvalidSpec, match="arguments and environment are"):
+        built(argv=("echo", *["x" * 100_000] * 11), env=half)
+    # execve counts the pointers too.
+    with pytest.raises(InvalidSpec, match="the arguments are"):
+        built(argv=("x",) * (limits.ARGV_BYTES // 10 + 1))
     # Two bytes each in UTF-8.
     with pytest.raises(InvalidSpec, match="argument"):
         built(argv=("echo", "ä" * (limits.ARGUMENT_BYTES // 2 + 1)))
@@ -321,6 +329,14 @@ def test_parents_are_mounted_before_what_lies_in_them(tmp_path: Path) -> None:
     by_place = {each["destination"]: each for each in config["mounts"]}
     assert by_place["/data"]["options"] == ["rbind", "rprivate", "ro", "rro"]
     assert {"mode=700", "size=4096", "nosuid", "nodev"} <= set(by_place["/data/inner/deep"]["options"])
+
+
+def test_our_files_are_read_only_with_the_root() -> None:
+    for read_only, option in ((False, "rw"), (True, "ro")):
+        config = config_of(built(read_only=read_only, files=EtcFiles("/h", "/n", "/r")))
+        ours = [each["options"] for each in config["mounts"] if each["destination"].startswith("/etc/")]
+        assert ours == [["rbind", "rprivate", option]] * 3
+        assert config["root"]["readonly"] is read_only
 
 
 def test_a_mount_of_the_users_replaces_our_file(tmp_path: Path) -> None:

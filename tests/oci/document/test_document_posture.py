@@ -94,6 +94,7 @@ def test_what_was_asked_for(real_runtime: str, tmp_path: Path, root: Path) -> No
         cat /data/file; touch /data/x 2>/dev/null || echo "data read-only"
         touch /data/below/x 2>/dev/null || echo "below read-only"
         touch /x 2>/dev/null || echo "root read-only"
+        touch /etc/hosts 2>/dev/null || echo "hosts read-only"
         touch /scratch/x && echo "scratch writable"; stat -c %a /scratch
         ulimit -n; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/self/oom_score_adj
         head -c 2 /z | wc -c
@@ -129,6 +130,7 @@ def test_what_was_asked_for(real_runtime: str, tmp_path: Path, root: Path) -> No
         "data read-only",
         "below read-only",
         "root read-only",
+        "hosts read-only",
         "scratch writable",
         "777",
         "77",

@@ -102,9 +102,10 @@ def build_spec(
     bounding = pick_capabilities(wanted.cap_add, wanted.cap_drop, privileged=wanted.privileged, host=host)
     hostname = hostname_of(wanted, id)
     user, home = lookup_user(wanted.user or image.user, root_lookup)
+    args, size = _arguments(wanted, image, host)
     process = ProcessConfig(
-        args=_arguments(wanted, image, host),
-        env=_environment(wanted, image, hostname, home),
+        args=args,
+        env=_environment(wanted, image, hostname, home, beside=size),
         cwd=_workdir(wanted.workdir or image.workdir or "/"),
         user=user,
         terminal=wanted.terminal,
@@ -119,6 +120,7 @@ def build_spec(
         files,
         shm_bytes=wanted.shm_bytes,
         init=wanted.init,
+        read_only=wanted.read_only,
         privileged=wanted.privileged,
         forbidden_sources=forbidden_sources,
         host=host,
@@ -169,7 +171,7 @@ def exec_process(
 
     Raises: as `build_spec` for arguments, environment, directory and user.
     """
-    check_arguments(args)
+    size = check_arguments(args)
     merged = {**base.env, **(env or {})}
     whom, oci = base.user, base.oci
     if user:
@@ -180,7 +182,7 @@ def exec_process(
         oci = {**oci, "capabilities": capability_sets(bounding, root=whom.uid == 0)}
     if terminal:
         merged.setdefault("TERM", "xterm")
-    check_environment(merged)
+    check_environment(merged, beside=size)
     check_console(console_size)
     return ProcessConfig(
         args=args,
@@ -231,24 +233,25 @@ def hostname_of(wanted: ContainerSpec, id: str) -> str:
 # ---- the parts of the process ------------------------------------------------------------------------------------
 
 
-def _arguments(wanted: ContainerSpec, image: ImageConfig, host: HostFacts) -> tuple[str, ...]:
+def _arguments(wanted: ContainerSpec, image: ImageConfig, host: HostFacts) -> tuple[tuple[str, ...], int]:
+    """The argument vector, and its size."""
     args = image.entrypoint + (wanted.argv or image.cmd)
-    check_arguments(args)
+    size = check_arguments(args)
     if not wanted.init:
-        return args
+        return args, size
     if host.init_path is None:
         raise NotSupported("init: catatonit is not installed on this host: apt-get install catatonit")
-    return (INIT_INSIDE, "--", *args)
+    return (INIT_INSIDE, "--", *args), size
 
 
-def _environment(wanted: ContainerSpec, image: ImageConfig, hostname: str, home: str) -> dict[str, str]:
+def _environment(wanted: ContainerSpec, image: ImageConfig, hostname: str, home: str, *, beside: int) -> dict[str, str]:
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if wanted.terminal:
         env["TERM"] = "xterm"
     env["HOME"] = home
     env |= image.env
     env |= wanted.env
-    check_environment(env)
+    check_environment(env, beside=beside)
     return env
 
 

@@ -18,11 +18,13 @@ __all__ = [
     "check_target",
     "check_workdir",
     "shown",
+    "text_bytes",
 ]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 HOSTNAME_BYTES = 64  # __NEW_UTS_LEN of Linux
+_POINTER_AND_NUL = 8 + 1  # execve counts both for each string
 PATH_BYTES = 4095  # PATH_MAX of Linux less the NUL
 
 # Each makes a runtime, or systemd, or criu do something that was not checked here.
@@ -43,39 +45,49 @@ def check_id(id: str) -> None:
         )
 
 
-def check_arguments(args: tuple[str, ...]) -> None:
-    """An argument vector: not empty, no NUL, as small as execve wants it. Raises: InvalidSpec."""
+def check_arguments(args: tuple[str, ...]) -> int:
+    """An argument vector: not empty, no NUL, as small as execve wants it.
+
+    Returns: what it takes of execve's limit, in bytes. Raises: InvalidSpec.
+    """
     if not args:
         raise InvalidSpec("no command given and the image has none")
     if not args[0]:
         raise InvalidSpec("the command is an empty string")
     total = 0
     for text in args:
-        size = _bytes(text, "argument")
+        size = text_bytes(text, "argument")
         if size > limits.ARGUMENT_BYTES:
             raise InvalidSpec(f"argument {shown(text)} is {size} bytes, more than the kernel's {limits.ARGUMENT_BYTES}")
-        total += size + 1
+        total += size + _POINTER_AND_NUL
     if total > limits.ARGV_BYTES:
         raise InvalidSpec(f"the arguments are {total} bytes, more than {limits.ARGV_BYTES}")
+    return total
 
 
-def check_environment(env: Mapping[str, str]) -> None:
-    """Names and values: see `check_arguments`. Raises: InvalidSpec."""
-    total = 0
+def check_environment(env: Mapping[str, str], *, beside: int) -> None:
+    """Names and values, and the size of all. `beside` is what `check_arguments` gave. Raises: InvalidSpec."""
+    total, room = 0, 0
     longest, longest_name = 0, ""
     for name, value in env.items():
         if not name or "=" in name or "\n" in name:
             raise InvalidSpec(f"environment name {shown(name)}: must not be empty, nor hold '=' or a newline")
-        size = _bytes(name, "environment name") + 1 + _bytes(value, f"environment variable {shown(name)}")
+        size = text_bytes(name, "environment name") + 1 + text_bytes(value, f"environment variable {shown(name)}")
         if size > longest:
             longest, longest_name = size, name
-        total += size + 1
-    if total > limits.ARGV_BYTES:
+        total += size
+        room += size + _POINTER_AND_NUL
+    if room > limits.ARGV_BYTES:
         raise InvalidSpec(f"environment is {total} bytes, more than {limits.ARGV_BYTES}: pass large data in a file")
     if longest > limits.ARGUMENT_BYTES:
         raise InvalidSpec(
             f"environment variable {shown(longest_name)} is {longest} bytes, more than the kernel's "
             f"{limits.ARGUMENT_BYTES}: pass large data in a file"
+        )
+    if room + beside > limits.ARGV_BYTES:
+        raise InvalidSpec(
+            f"arguments and environment are {room + beside} bytes together, more than {limits.ARGV_BYTES}: "
+            "pass large data in a file"
         )
 
 
@@ -83,7 +95,7 @@ def check_workdir(path: str) -> None:
     """Absolute, no NUL. Raises: InvalidSpec."""
     if not path.startswith("/"):
         raise InvalidSpec(f"working directory {shown(path)}: must be absolute")
-    if _bytes(path, "working directory") > PATH_BYTES:
+    if text_bytes(path, "working directory") > PATH_BYTES:
         raise InvalidSpec(f"working directory {shown(path)}: longer than {PATH_BYTES} bytes")
 
 
@@ -104,7 +116,7 @@ def check_target(path: str, what: str = "mount target") -> str:
         raise InvalidSpec(f"{what} {shown(path)}: must be absolute")
     if ".." in path.split("/"):
         raise InvalidSpec(f"{what} {shown(path)}: must not hold '..'")
-    if _bytes(path, what) > PATH_BYTES:
+    if text_bytes(path, what) > PATH_BYTES:
         raise InvalidSpec(f"{what} {shown(path)}: longer than {PATH_BYTES} bytes")
     if not path.isprintable():
         raise InvalidSpec(f"{what} {shown(path)}: must not hold control characters")
@@ -125,10 +137,6 @@ def check_annotations(names: Iterable[str]) -> None:
 
 def text_bytes(text: str, what: str) -> int:
     """Its size in UTF-8. Raises: InvalidSpec for a NUL, or what is not Unicode text."""
-    return _bytes(text, what)
-
-
-def _bytes(text: str, what: str) -> int:
     if "\0" in text:
         raise InvalidSpec(f"{what} {shown(text)}: must not hold a NUL")
     if text.isascii():

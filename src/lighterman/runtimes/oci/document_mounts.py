@@ -36,12 +36,14 @@ def encode_mounts(
     *,
     shm_bytes: int,
     init: bool,
+    read_only: bool,
     privileged: bool,
     forbidden_sources: tuple[str, ...],
     host: HostFacts,
 ) -> bytes:
     """The encoded list. With `mounts` it looks at the host's files (a source has to exist), which can block.
 
+    Args: read_only: holds for `files`; each of `mounts` says so by itself.
     Raises: InvalidSpec as `Mount` can be wrong; a source that is equal to, inside or above one of
         `forbidden_sources`.
     """
@@ -54,7 +56,7 @@ def encode_mounts(
             (files.hostname, "/etc/hostname"),
             (files.hosts, "/etc/hosts"),
         ):
-            late.append(_bind(source, target, ["rbind", "rprivate"]))
+            late.append(_bind(source, target, ["rbind", "rprivate", "ro" if read_only else "rw"]))
     if init:
         assert host.init_path is not None
         late.append(_bind(host.init_path, INIT_INSIDE, ["bind", "rprivate", "ro", "nosuid", "nodev"]))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lighterman.errors import InvalidSpec, NotSupported
+from lighterman.runtimes.oci.syscalls import syscall
 
 __all__ = ["Root", "open_inside", "open_root", "read_inside"]
 
@@ -24,8 +24,6 @@ _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # linux/openat2.h
 _OPEN_HOW = struct.Struct("QQQ")  # flags, mode, resolve
 _RENAME_RETRIES = 32  # a rename during the walk gives EAGAIN; a workload that renames for ever must not hold us
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
@@ -57,24 +55,19 @@ def open_inside(root_fd: int, path: str, flags: int = os.O_PATH) -> int:
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise OSError(errno.EINVAL, "path with a NUL", path)
-    for _ in range(_RENAME_RETRIES):
-        descriptor = int(
-            _libc.syscall(
-                ctypes.c_long(_SYS_OPENAT2),
-                ctypes.c_int(root_fd),
-                ctypes.c_char_p(encoded),
-                ctypes.c_char_p(how),
-                ctypes.c_size_t(len(how)),
-            )
-        )
-        if descriptor >= 0:
-            return descriptor
-        number = ctypes.get_errno()
-        if number == errno.ENOSYS:
-            raise NotSupported("this kernel has no openat2, which keeps lookups inside of the root: use Linux 5.6+")
-        if number not in (errno.EAGAIN, errno.EINTR):
-            break
-    raise OSError(number, os.strerror(number), path)
+    tries = _RENAME_RETRIES
+    while True:
+        try:
+            return syscall(_SYS_OPENAT2, root_fd, encoded, how, len(how))
+        except OSError as failed:
+            tries -= 1
+            if failed.errno == errno.ENOSYS:
+                raise NotSupported(
+                    "this kernel has no openat2, which keeps lookups inside of the root: use Linux 5.6 or later"
+                ) from failed
+            if tries and failed.errno in (errno.EAGAIN, errno.EINTR):
+                continue
+            raise
 
 
 def read_inside(root_fd: int, path: str, max_bytes: int) -> bytes:
