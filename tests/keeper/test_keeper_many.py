@@ -42,6 +42,31 @@ async def test_ten_thousand_short_processes_leave_nothing(keepers: Keepers) -> N
     assert after.private_bytes - before.private_bytes < 2 * 1024 * 1024
 
 
+# Leaves ten thousand processes that have ended already, the one of the pid file in the middle.
+CROWD_RUNTIME = (
+    "perl",
+    "-e",
+    "for $n (1..10000) { defined($pid = fork) or die; if (!$pid) { exit($n == 5000 ? 9 : 1) }"
+    " if ($n == 5000) { open F, '>', $ARGV[0] or die; print F $pid; close F } }",
+)
+
+
+async def test_ten_thousand_exits_at_once(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    gate_r, gate_w = os.pipe()
+    stdio = (gate_r, keepers.null, keepers.null)
+    await keepers.spawn(keeper, keepers.job("other", "read line; exit 4", stdio=stdio))
+    pid_file = str(keepers.root / "crowd.pid")
+    crowd = keepers.job("crowd", "", argv=(*CROWD_RUNTIME, pid_file), pid_file=pid_file)
+    spawned = await keepers.spawn(keeper, crowd)
+    os.close(gate_w)
+    os.close(gate_r)
+    assert exit_code(spawned.status) == 0
+    assert exit_code((await keeper.wait_exit("crowd")).status) == 9
+    assert exit_code((await keeper.wait_exit("other")).status) == 4
+    await eventually(lambda: children(keeper.pid) == [])
+
+
 async def test_a_thousand_jobs_end_at_once(keepers: Keepers) -> None:
     keeper = await keepers.connect()
     gate_r, gate_w = os.pipe()

@@ -14,7 +14,7 @@ import pytest
 from keeper_support import SLOW_RUNTIME, Keepers, alive, children, exit_code, kill, read_pipe, state, text_of
 
 from lighterman.errors import AlreadyExists, InvalidSpec, InvalidState, LimitExceeded, NotFound, RuntimeFailed
-from lighterman.keeper.client import Job, MountPlan
+from lighterman.keeper.client import Job, KeeperClient, MountPlan
 from lighterman.keeper.slots import read_exit_slots
 from support import eventually
 
@@ -137,6 +137,22 @@ async def test_a_job_is_unique(keepers: Keepers) -> None:
     with pytest.raises(AlreadyExists):
         await keepers.spawn(keeper, keepers.job("a", "exit 0"))
     assert len(await keeper.list_jobs()) == 1
+
+
+async def test_a_job_can_be_used_again(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    for code in range(1, 30):
+        await keepers.spawn(keeper, keepers.job("a", f"exit {code}"))
+        # Known by the list in most rounds, before it is told; that telling must not be taken for the next round's.
+        await eventually(lambda: ended(keeper))
+        await keeper.acknowledge("a")
+        await keepers.spawn(keeper, keepers.job("a", f"exit {code + 100}"))
+        assert exit_code((await keeper.wait_exit("a")).status) == code + 100
+        await keeper.acknowledge("a")
+
+
+async def ended(keeper: KeeperClient) -> bool:
+    return all(job.exit is not None for job in await keeper.list_jobs())
 
 
 async def test_what_can_not_be_executed(keepers: Keepers) -> None:

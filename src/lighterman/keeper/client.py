@@ -142,7 +142,7 @@ class KeeperClient:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._exits: dict[str, JobExit] = {}
+        self._exits: dict[str, tuple[int, JobExit]] = {}
         self._told: set[str] = set()
         self._waiting: dict[str, asyncio.Future[JobExit]] = {}
         self._hello: dict[str, Any] = {}
@@ -187,14 +187,15 @@ class KeeperClient:
             keeper itself), InvalidSpec.
         """
         body, fds = _spawn_body(job)
-        # A job's key may be used again once its exit was acknowledged.
-        self._exits.pop(job.job, None)
         answer, received = await self._connection.call(
             wire.SPAWN, body, job.timeout_s + limits.KEEPER_CALL_S, fds, subject=job.job, executable=job.executable
         )
         by_name = dict(zip(answer["fds"], received, strict=True))
         if answer["pid"] is not None:
             self._told.add(job.job)
+            # A key may be used again once its exit was acknowledged, and that of its earlier use may come late.
+            if job.job in self._exits and self._exits[job.job][0] < answer["serial"]:
+                del self._exits[job.job]
         return Spawned(
             pid=answer["pid"],
             start_time=answer["start_time"],
@@ -217,7 +218,7 @@ class KeeperClient:
             if answer["exit"] is not None:
                 self._note_exits([answer["exit"]])
         if job in self._exits:
-            return self._exits[job]
+            return self._exits[job][1]
         self._connection.check()
         future = self._waiting.get(job)
         if future is None:
@@ -282,8 +283,10 @@ class KeeperClient:
 
     def _note_exits(self, exits: list[list[Any]]) -> None:
         for values in exits:
-            exit = _job_exit(values)
-            if self._exits.setdefault(exit.job, exit) is exit:
+            exit, serial = _job_exit(values), values[1]
+            known = self._exits.get(exit.job)
+            if known is None or known[0] < serial:
+                self._exits[exit.job] = (serial, exit)
                 future = self._waiting.pop(exit.job, None)
                 if future is not None and not future.done():
                     future.set_result(exit)
@@ -343,7 +346,7 @@ def _encoded(job: str, recipe: dict[str, object]) -> bytes:
 
 
 def _job_exit(values: list[Any]) -> JobExit:
-    job, status, mono_ns, wall_ns = values
+    job, _, status, mono_ns, wall_ns = values
     return JobExit(job=job, status=status, mono=mono_ns / 1e9, wall=wall_ns / 1e9)
 
 

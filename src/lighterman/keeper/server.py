@@ -431,6 +431,7 @@ class Keeper:
         answer: dict[str, object] = {
             "pid": None,
             "start_time": None,
+            "serial": 0 if call.row is None else call.row.serial,
             "status": status,
             "timed_out": call.timed_out,
             "spawned_ns": call.spawned_ns,
