@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import pytest
 
 from lighterman.errors import NotSupported, RuntimeFailed
 from lighterman.images import ImageConfig, ImageStore
+from lighterman.images.builtin import find_static_busybox
 from lighterman.runtimes.oci.document import HostFacts, build_spec, encode_config
 from lighterman.runtimes.oci.seccomp.cache import ANNOTATION, FilterCache, _take_apart
 from lighterman.runtimes.oci.seccomp.profile import DEFAULT_PROFILE
 from lighterman.runtimes.oci.seccomp.section import is_precompilable, reduced
 from lighterman.spec import ContainerSpec, PlainRoot, Spec
-from support import why_not_real
+from support import eventually_sync, why_not_real
 
 RUN_S = 60.0
 
@@ -192,6 +194,23 @@ def test_a_runtime_that_hangs_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailed, match="showed nothing"):
         cache.compile(json.dumps(GOOD).encode())
     assert not list((tmp_path / "cache").glob(".work-*"))
+
+
+def test_a_runtime_replaced_meanwhile_compiles_nothing(tmp_path: Path) -> None:
+    runtime = _script(tmp_path / "runtime", "exit 1")
+    cache = FilterCache(tmp_path / "cache", runtime, "1", busybox="/bin/true")
+    _script(tmp_path / "runtime", "exit 1 # newer")
+    with pytest.raises(NotSupported, match="has been replaced"):
+        cache.compile(json.dumps(GOOD).encode())
+    assert not cache.prepare(with_section(GOOD))
+
+
+def test_what_a_killed_maker_left_is_swept(tmp_path: Path) -> None:
+    runtime = _script(tmp_path / "runtime", "exit 1")
+    (tmp_path / "cache" / ".work-dead" / "rootfs").mkdir(parents=True)
+    (tmp_path / "cache" / ".new-1-x.bpf").touch()
+    FilterCache(tmp_path / "cache", runtime, "1", busybox="/bin/true").prepare(with_section(GOOD))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -421,3 +440,33 @@ def test_runc_is_not_trusted_with_it(tmp_path: Path, root: Path) -> None:
     cache = FilterCache(tmp_path / "cache", runc, "test")
     assert not cache.prepare(document)
     assert cache.apply(document) is document
+
+
+@pytest.mark.real
+def test_a_maker_killed_on_its_way_leaves_no_container(crun: str, tmp_path: Path, root: Path) -> None:
+    """The throwaway container ends with its standard input, however the maker ended."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from lighterman.runtimes.oci.seccomp import throwaway
+throwaway._read = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+runtime, busybox, directory, section = sys.argv[1:]
+throwaway.observe(
+    runtime, busybox, "echo up", directory=Path(directory), seccomp=section.encode(), timeout_s=30
+)
+"""
+    section = _take_apart(spec_of(root).document)[2]
+    assert section is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code, crun, find_static_busybox(), str(tmp_path), section.decode()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=RUN_S,
+    )
+    assert done.returncode == -signal.SIGKILL
+    (work,) = tmp_path.glob(".work-*")
+
+    def running() -> list[str]:
+        listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=RUN_S).stdout
+        return [line for line in listed.splitlines() if str(work) in line and "python" not in line]
+
+    eventually_sync(lambda: not running())

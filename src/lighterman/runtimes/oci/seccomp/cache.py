@@ -10,11 +10,13 @@ import base64
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -75,6 +77,7 @@ class FilterCache:
     ) -> None:
         self.directory = Path(directory)
         self._runtime = runtime_path
+        self._version = runtime_version
         self._busybox = busybox
         self._timeout_s = timeout_s
         self._build = _build(runtime_path, runtime_version)
@@ -131,7 +134,8 @@ class FilterCache:
     def compile(self, section: bytes) -> bytes:
         """Have the runtime compile an encoded section, keep the filter, and return it (not encoded); it blocks.
 
-        Raises: RuntimeFailed where the runtime shows no filter; NotSupported without a static busybox.
+        Raises: RuntimeFailed where the runtime shows no filter; NotSupported without a static busybox, or where the
+            runtime has been replaced meanwhile.
         """
         with self._exclusive():
             return self._load(section) or self._compile(section)
@@ -206,9 +210,22 @@ class FilterCache:
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
-    def _exclusive(self) -> Any:
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Alone in the directory, without what a maker that was killed has left there.
+
+        Raises: NotSupported if the runtime is not the build any more that it was at first.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cache_lock(self.directory)
+        with cache_lock(self.directory):
+            for stale in (*self.directory.glob(".work-*"), *self.directory.glob(".new-*")):
+                if stale.is_dir() and not stale.is_symlink():
+                    shutil.rmtree(stale, ignore_errors=True)
+                else:
+                    stale.unlink()
+            if _build(self._runtime, self._version) != self._build:
+                raise NotSupported(f"{self._runtime} has been replaced since this engine started: restart the engine")
+            yield
 
     def _key(self, section: bytes) -> str:
         return hashlib.sha256(b"%d\0%s\0%s" % (_FORMAT, self._build, section)).hexdigest()
