@@ -78,19 +78,21 @@ class LinuxHost:
         probed, reason = pick(self._probed, name) if name else (self._chosen, self.version.reason)
         if probed.name not in self._runtimes:
             binary = await asyncio.to_thread(sealed_copy, probed.name, probed.path)
-            try:
-                await self.keeper.register_binary(probed.name, binary)
-            finally:
-                os.close(binary)
-            self._runtimes[probed.name] = self._make(probed, reason)
+            if binary is not None:
+                try:
+                    await self.keeper.register_binary(probed.name, binary)
+                finally:
+                    os.close(binary)
+            executable = probed.path if binary is None else probed.name
+            self._runtimes[probed.name] = self._make(probed, executable, reason)
         return self._runtimes[probed.name]
 
-    def _make(self, probed: Probed, reason: str) -> OciRuntime:
+    def _make(self, probed: Probed, executable: str, reason: str) -> OciRuntime:
         filters = None
         if probed.name == "crun":
             filters = FilterCache(f"{self._root.cache}/cache/seccomp", probed.path, probed.version)
         return OciRuntime(
-            RuntimeCall(name=probed.name, executable=probed.name, root=f"{self._root.run}/runtime/{probed.name}"),
+            RuntimeCall(name=probed.name, executable=executable, root=f"{self._root.run}/runtime/{probed.name}"),
             RuntimeVersion(name=probed.name, version=probed.version, path=probed.path, reason=reason),
             keeper=self.keeper,
             run_dir=self._root.run,
@@ -188,7 +190,8 @@ class LinuxHost:
             await runtime.close()
         try:
             if end_keeper:
-                await self.keeper.shutdown()
+                # Every container of a private root has been ended by now; what is left is a call that hangs.
+                await self.keeper.shutdown(force=True)
         except KeeperLost:
             log.debug("the keeper had ended already")
         except LightermanError as failed:

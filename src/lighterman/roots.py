@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -70,8 +71,7 @@ class StateRoot:
         """Make the directories and take the lock. Raises: RootLocked that names the holder, StoreError."""
         try:
             for path in (self.state, self.run):
-                os.makedirs(path, mode=0o700, exist_ok=True)
-                os.chmod(path, 0o700)
+                _make_private(path)
             lock = os.open(f"{self.state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as failed:
             raise StoreError(f"state root {self.state} can't be used: {failed.strerror}") from failed
@@ -126,17 +126,31 @@ class StateRoot:
         return f"{self.state}/containers/{id}"
 
 
+def _make_private(path: str) -> None:
+    """Make a directory, and those of ours above it, for ourselves alone."""
+    for ours in (default_state(), default_run()):
+        if path.startswith(f"{ours}/"):
+            inside = path[len(ours) + 1 :].split("/")
+            for depth in range(len(inside)):
+                above = "/".join([ours, *inside[:depth]])
+                os.makedirs(above, mode=0o700, exist_ok=True)
+                os.chmod(above, 0o700)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    os.chmod(path, 0o700)
+
+
 _parked: list[int] = []  # lock files of refused engines of this process: closing one would drop the holder's lock
 
 
 def abandoned() -> list[StateRoot]:
     """Private roots whose owner is dead; each is locked by us now, and ours to remove and release."""
-    try:
-        ids = sorted(os.listdir(f"{default_state()}/private"))
-    except FileNotFoundError:
-        return []
+    ids: set[str] = set()
+    for parent in (default_state(), default_run()):
+        # A removal that was interrupted has left one of the two.
+        with contextlib.suppress(FileNotFoundError):
+            ids.update(os.listdir(f"{parent}/private"))
     found = []
-    for id in ids:
+    for id in sorted(ids):
         root = StateRoot(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
         try:
             root.acquire()

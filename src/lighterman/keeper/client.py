@@ -231,6 +231,10 @@ class KeeperClient:
         self._told.discard(job)
         self._connection.send(wire.ACKNOWLEDGE, {"job": job})
 
+    async def abort(self, job: str) -> None:
+        """End the job's runtime call if it is under way; `spawn` then returns with `timed_out`. Raises: KeeperLost."""
+        await self._connection.call(wire.ABORT, {"job": job}, limits.KEEPER_CALL_S, subject=job)
+
     async def close_held(self, job: str, names: Sequence[str]) -> None:
         """Close held duplicates; returns when they are closed. Raises: NotFound, KeeperLost."""
         body: dict[str, object] = {"job": job, "names": list(names)}

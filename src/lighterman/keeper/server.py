@@ -64,6 +64,7 @@ class Keeper:
             wire.REGISTER: self._register,
             wire.SHUTDOWN: self._shutdown,
             wire.EXIT_OF: self._exit_of,
+            wire.ABORT: self._abort,
         }
 
     # ---- the loop ----
@@ -369,6 +370,14 @@ class Keeper:
         self._calls[pid] = call
         if console is not None:
             self._watch_console(call, console)
+
+    def _abort(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """End a runtime call that is under way; its own answer follows as that of one whose time was over."""
+        job = requests.job_key(body)
+        for call in self._calls.values():
+            if call.row is not None and call.row.job == job:
+                call.kill()
+        peer.send(wire.OK, request, {})
 
     def _plan(self, asked: SpawnRequest) -> SpawnPlan:
         executable = asked.executable

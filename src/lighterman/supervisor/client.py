@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
 
 from lighterman import limits
@@ -18,6 +18,7 @@ from lighterman.supervisor import checkpoints
 from lighterman.supervisor.backend import Backend
 from lighterman.supervisor.container import Container, Surroundings
 from lighterman.supervisor.delivery import Delivery
+from lighterman.supervisor.run import Run
 from lighterman.supervisor.tasks import OwnedTasks
 
 __all__ = ["Client"]
@@ -137,27 +138,31 @@ class Client:
 
     async def signal_process(self, id: str, name: str, signal: int) -> None:
         """Deliver a signal to that one process. Raises: NotFound, AlreadyStopped."""
-        await self._container(id).running_system().process(name).port.kill(signal)
+        await self._container(id).ask("signal", lambda run: run.process(name).port.kill(signal))
 
     async def resize(self, id: str, name: str, *, height: int, width: int) -> None:
         """Set the size of a process's terminal, in cells. Raises: InvalidState without one [L05]."""
         size = console_size(height, width)
-        process = self._container(id).running_system().process(name)
-        if not process.config.terminal:
-            raise InvalidState(f"process {name!r} of container {id} has no terminal")
-        await process.port.resize_console(size.height, size.width)
+
+        def resize(run: Run) -> Awaitable[None]:
+            process = run.process(name)
+            if not process.config.terminal:
+                raise InvalidState(f"process {name!r} of container {id} has no terminal")
+            return process.port.resize_console(size.height, size.width)
+
+        await self._container(id).ask("resize", resize)
 
     async def stats(self, id: str) -> Statistics:
         """Counters of its cgroup, or of what the platform has."""
-        return await self._container(id).running_system().system.statistics()
+        return await self._container(id).ask("stats", lambda run: run.system.statistics())
 
     async def pids(self, id: str) -> Sequence[int]:
         """Of all its processes, exec'd ones included; the host's numbers."""
-        return await self._container(id).running_system().system.pids()
+        return await self._container(id).ask("pids", lambda run: run.system.pids())
 
     async def summary(self, id: str) -> Sequence[ProcessSummary]:
         """What runs in it."""
-        return await self._container(id).running_system().system.process_list()
+        return await self._container(id).ask("summary", lambda run: run.system.process_list())
 
     # ---- checkpoints ----
 

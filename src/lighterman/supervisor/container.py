@@ -8,7 +8,7 @@ import signal as signals
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -47,6 +47,8 @@ from lighterman.supervisor.run import ExecLife, Run
 __all__ = ["Container", "Surroundings"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Container:
                 raise InvalidState(f"container {self.id} is being started")
             return
         if run.ended:
+            # Its end is known and what follows is not decided yet: who asked for a stop wants no restart.
+            self._manually_stopped = self._manually_stopped or manual
             return
         marked_before = self._manually_stopped
         if manual:
@@ -119,7 +123,7 @@ class Container:
             if kill or not self._around.runtime.features().signals:
                 await self._end_system(run, kill)
             else:
-                await run.init.port.kill(signal)
+                await self._within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(signal))
         except AlreadyStopped:
             return
         except LightermanError:
@@ -148,16 +152,20 @@ class Container:
 
     async def _thaw(self, run: Run, *, tell: bool) -> None:
         run.thaw_wanted = True
-        if not run.paused:
+        if not run.paused and not run.pause_unknown:
             return
         try:
-            await run.system.resume()
-        except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound):
+            await self._within(limits.RUNTIME_CALL_S, "resume", run.system.resume())
+        except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound, NotSupported):
+            run.pause_unknown = False
             return
-        if run.paused and tell and not run.ended:
-            run.paused = False
+        self._thawed(run, tell=tell and not run.ended)
+
+    def _thawed(self, run: Run, *, tell: bool) -> None:
+        was_told = run.paused or run.restored
+        run.paused = run.pause_unknown = run.restored = False
+        if was_told and tell:
             self._tell(run, State.RESUME)
-        run.paused = False
 
     async def stop(self, grace_s: float) -> None:
         """Ask it to end; after `grace_s` seconds terminate it. Returns when its exit is known; the shorter grace wins.
@@ -175,7 +183,11 @@ class Container:
         if not run.stopping:
             run.stopping = True
             try:
-                await self.signal(self.spec.stop_signal)
+                async with self._clock.timeout(grace_s):
+                    await self.signal(self.spec.stop_signal)
+            except TimeoutError:
+                log.warning("container %s: the runtime has not delivered its stop signal in %g s", self.id, grace_s)
+                grace_s = 0.0
             except LightermanError:
                 run.stopping = False
                 raise
@@ -219,8 +231,9 @@ class Container:
     async def _pause(self, run: Run) -> None:
         if run.paused:
             raise InvalidState(f"container {self.id} is paused already")
+        run.pause_unknown = True
         await run.system.pause()
-        run.paused = True
+        run.paused, run.pause_unknown = True, False
         self._tell(run, State.PAUSE)
         if run.thaw_wanted:
             await self._thaw(run, tell=True)
@@ -230,12 +243,11 @@ class Container:
         await self._in_order(self._resume)
 
     async def _resume(self, run: Run) -> None:
-        if not run.paused:
+        if not run.paused and not run.pause_unknown:
             raise InvalidState(f"container {self.id} is not paused")
         await run.system.resume()
-        if run.paused:
-            run.paused = False
-            self._tell(run, State.RESUME)
+        if run.paused or run.pause_unknown:
+            self._thawed(run, tell=True)
 
     async def update_resources(self, resources: Resources) -> None:
         """Change its limits while it runs."""
@@ -243,7 +255,8 @@ class Container:
 
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
         """Write its state to disk."""
-        await self._in_order(lambda run: run.system.checkpoint(name, directory, leave_running=leave_running))
+        # Its size is that of the memory: no fixed bound fits.
+        await self._in_order(lambda run: run.system.checkpoint(name, directory, leave_running=leave_running), None)
 
     async def add_process(self, name: str, config: ProcessConfig) -> int:
         """Start an exec process and return its pid. Execs start side by side; none waits for another [L03]."""
@@ -310,6 +323,8 @@ class Container:
 
     async def _start_in_own_task(self) -> None:
         """In a task that a cancelled create, a kill or a stop can end; the owner itself goes on."""
+        if self._aborted:
+            raise InvalidState(f"container {self.id} was stopped before it was started")
         self._generation += 1
         self._manually_stopped = False
         failure: list[BaseException] = []
@@ -411,14 +426,20 @@ class Container:
 
     async def _undo(self, run: Run, first: BaseException) -> None:
         """Terminate and close what a failed start has made; the first error stays the one that is raised."""
+        await self._end_what_is_left(run, first)
+        await self._close_what_is_left(run)
+
+    async def _end_what_is_left(self, run: Run, first: BaseException) -> None:
         try:
             await run.ending.terminate()
             if run.init is not None and not run.init.exited.is_set() and not await self._ended_quietly(run.init):
                 log.error("container %s: its program did not end after a failed start", self.id)
-        except LightermanError as failed:
+        except Exception as failed:  # noqa: BLE001  the first error is the one to raise
             log.error("container %s: terminating it after %r failed: %s", self.id, first, failed)
         else:
             log.debug("container %s: terminated after %r", self.id, first)
+
+    async def _close_what_is_left(self, run: Run) -> None:
         if run.init is not None:
             if run.init.streams is not None:
                 for stream in run.init.streams.readable:
@@ -440,23 +461,35 @@ class Container:
         """Re-attach to what outlived the engine [L06]; what can't be watched any more is ended and told of."""
         self._generation += 1
         try:
-            system = await self._around.runtime.open(self.id)
+            system = await self._within(limits.START_S, "restore", self._around.runtime.open(self.id))
         except LightermanError as gone:
             self._tell_lost(str(gone))
             return
-        run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
+        run = Run(
+            self._generation,
+            system,
+            Ending(system, self._clock, self._around.finish),
+            pause_unknown=True,
+            restored=True,
+        )
         try:
-            run.init = Process("init", await system.open_process("init"), self.spec.process, self._clock)
-            await run.init.connect(self.id, run.generation, self.spec.os_build)
-            await self._attach(run, run.init)
-        except (LightermanError, _AttachFailed) as failed:
-            await self._undo(run, failed)
-            self._tell_lost(str(failed.__cause__ or failed))
+            await self._within(limits.START_S, "restore", self._reopen_init(run))
+        except Exception as failed:  # noqa: BLE001  whatever it is, the container must not run on with nobody watching
+            await self._end_what_is_left(run, failed)
+            code = await run.init.ask_exit_code() if run.init is not None else None
+            await self._close_what_is_left(run)
+            self._tell_lost(str(failed.__cause__ or failed), run, code)
             return
+        assert run.init is not None
         self._run = run
         self._tell(run, State.RESTORE, started_at=run.init.started_at, started_mono=run.init.started_mono)
         for name in await self._exec_ids(run):
             await self._restore_exec(run, name)
+
+    async def _reopen_init(self, run: Run) -> None:
+        run.init = Process("init", await run.system.open_process("init"), self.spec.process, self._clock)
+        await run.init.connect(self.id, run.generation, self.spec.os_build)
+        await self._attach(run, run.init)
 
     async def _exec_ids(self, run: Run) -> Sequence[str]:
         try:
@@ -691,7 +724,6 @@ class Container:
             if self.cleanup is not None:
                 await asyncio.shield(self.cleanup)
             self._options = tuple(_for_another_run(self._options))
-            began = self._clock.mono()
             try:
                 await self._start_in_own_task()
             except _AttachFailed as failed:
@@ -703,11 +735,12 @@ class Container:
             else:
                 return self._run
             if self._aborted:
-                break
+                self._tell_exit(ended, how)
+                return None
             next_one = self._restarts.decide(
                 RunEnd(started=False),
                 manually_stopped=self._manually_stopped,
-                ran_for_s=max(0.0, self._clock.mono() - began),
+                ran_for_s=0.0,
             )
             if not isinstance(next_one, RestartAfter):
                 break
@@ -742,12 +775,34 @@ class Container:
             raise InvalidState(f"container {self.id} is not running")
         return self._run
 
-    async def _in_order(self, act: Callable[[Run], Awaitable[None]]) -> None:
+    async def _in_order(
+        self, act: Callable[[Run], Awaitable[None]], limit_s: float | None = limits.RUNTIME_CALL_S
+    ) -> None:
         self._running()
+
+        async def bounded(run: Run) -> None:
+            await self._within(limit_s, "verb", act(run))
+
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.append((act, done))
+        self._inbox.append((bounded, done))
         self._poke.set()
         await asyncio.shield(done)
+
+    async def _within(self, limit_s: float | None, operation: str, call: Awaitable[T]) -> T:
+        """A call of the runtime that has to end: one that hangs must not hang who asked, nor who comes next."""
+        try:
+            async with self._clock.timeout(limit_s):
+                return await call
+        except TimeoutError as late:
+            raise OperationTimeout(
+                f"{operation} of container {self.id} was not done after {limit_s:g} s",
+                operation=operation,
+                container=self.id,
+            ) from late
+
+    async def ask(self, operation: str, question: Callable[[Run], Awaitable[T]]) -> T:
+        """Ask the runtime about what runs. Raises: InvalidState where nothing runs, OperationTimeout."""
+        return await self._within(limits.RUNTIME_CALL_S, operation, question(self._running()))
 
     async def _in_own_task(self, act: Awaitable[None], name: str) -> None:
         """What was asked for goes on when who asked is cancelled."""
@@ -773,12 +828,13 @@ class Container:
             _fail(done, AlreadyStopped(f"container {self.id} ended meanwhile", container=self.id))
 
     def _abort(self) -> bool:
-        """End a start that is under way; False if there is none."""
-        if self._starting is None:
+        """End a start that is under way, or that waits for the old run's clean-up; False when it has started."""
+        if self._run is not None:
             return False
         self._aborted = True
         self._manually_stopped = True
-        self._starting.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
         return True
 
     def _cut_restart_wait(self) -> bool:
@@ -799,8 +855,12 @@ class Container:
         self._around.unregister(self)
         self._final.set_result(self._tell(run, State.EXIT, **how))
 
-    def _tell_lost(self, reason: str) -> None:
-        self._tell_exit(None, {"exit_code": -1, "exit_code_known": False, "reason": reason})
+    def _tell_lost(self, reason: str, run: Run | None = None, code: ExitCode | None = None) -> None:
+        how: dict[str, Any] = {"exit_code": -1, "exit_code_known": False}
+        if run is not None and run.init is not None and code is not None:
+            finished = (code.finished_mono or self._clock.mono(), code.finished_at or self._clock.wall())
+            how = _how_it_ended(run.init, ProcessEnd(code, *finished, ()))
+        self._tell_exit(run, how | {"reason": reason})
 
     def _tell(self, run: Run | None, state: State, *, process: Process | None = None, **fields: Any) -> StateInfo:
         """The only door: every change that anybody hears of is made here, in order."""
@@ -827,9 +887,10 @@ def _how_it_ended(process: Process, end: ProcessEnd) -> dict[str, Any]:
         "signal": code.signal,
         "reason": None if end.code is not None else "the runtime could not tell the exit code",
         "drained": end.drained,
-        "started_at": process.started_at,
+        # A program can have ended before the runtime that started it has returned.
+        "started_at": min(process.started_at, end.finished_at),
         "finished_at": end.finished_at,
-        "started_mono": process.started_mono,
+        "started_mono": min(process.started_mono, end.finished_mono),
         "finished_mono": end.finished_mono,
     }
 

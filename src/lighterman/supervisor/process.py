@@ -84,7 +84,7 @@ class Process:
         If cancelled: stop watching; the process is left as it is.
         """
         await self._wait()
-        code = await self._ask_exit_code()
+        code = await self.ask_exit_code()
         # The runtime knows when it was; we hear of it later, and much later after a restart of the engine.
         finished_mono = code.finished_mono if code and code.finished_mono is not None else self._clock.mono()
         finished_at = code.finished_at if code and code.finished_at is not None else self._clock.wall()
@@ -101,7 +101,8 @@ class Process:
         except Exception as failed:  # noqa: BLE001  a container whose exit nobody hears of is the worst failure
             log.warning("%s: waiting for its end failed: %r", self._label, failed)
 
-    async def _ask_exit_code(self) -> ExitCode | None:
+    async def ask_exit_code(self) -> ExitCode | None:
+        """How it ended; None if that can't be known [L21]."""
         try:
             async with self._clock.timeout(limits.RUNTIME_CALL_S):
                 return await self.port.exit_code()

@@ -33,6 +33,8 @@ class Run:
     init: Process | None = None
     execs: dict[str, ExecLife] = field(default_factory=dict)
     paused: bool = False
+    pause_unknown: bool = False  # restored, or a pause that was not answered: the runtime knows better
+    restored: bool = False  # until it is known not to be paused: its PAUSE may have been told by an earlier engine
     thaw_wanted: bool = False  # somebody wants it to die or to stop: a pause under way must not freeze it for ever
     stopping: bool = False
     cleanup_error: BaseException | None = None

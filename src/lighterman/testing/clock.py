@@ -11,13 +11,15 @@ import heapq
 import itertools
 import selectors
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 __all__ = ["FakeClock", "FakeLoop", "run"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 ROUNDS = 100  # a call chain through the supervisor takes about ten turns; each turn costs some microseconds
 
@@ -41,7 +43,7 @@ class FakeLoop(asyncio.SelectorEventLoop):
         """Forget it."""
         self._idle_hooks.remove(hook)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         self._in_threads += 1
         working = super().run_in_executor(executor, func, *args)
         working.add_done_callback(self._thread_is_done)

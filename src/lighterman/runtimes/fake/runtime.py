@@ -226,6 +226,9 @@ class FakeRuntime:
 
         What runs goes on. The keeper holds its copies: bytes wait, and a re-opened process has new ends.
         """
+        for handle in self._handles:
+            if isinstance(handle, FakeComputeProcess):
+                handle.drop_ends()
         self._handles.clear()
         self._pipes.clear()
         self.descriptors.clear()
@@ -666,6 +669,17 @@ class FakeComputeProcess:
 
     async def _do(self, operation: Operation, act: Callable[[], Awaitable[T]], args: tuple[object, ...] = ()) -> T:
         return await self.runtime.carry_out(operation, self.system.id, act, args, self.process.name)
+
+    def drop_ends(self) -> None:
+        """Its ends of the pipes go with whoever held them; the keeper's copies stay."""
+        for pipe in (self._stdio.stdin, self._stdio.stdout, self._stdio.stderr):
+            if isinstance(pipe, FakeWritePipe) and pipe.is_open:
+                pipe.is_open = False
+                pipe.pipe.writers -= 1
+            elif isinstance(pipe, FakeReadPipe):
+                pipe.is_open = False  # the keeper still reads: its writers see no broken pipe
+            if isinstance(pipe, FakeReadPipe | FakeWritePipe):
+                pipe.pipe.changed()
 
     def _must_be_open(self) -> None:
         if self.closed:

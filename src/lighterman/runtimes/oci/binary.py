@@ -10,12 +10,18 @@ from lighterman.errors import RuntimeFailed
 __all__ = ["sealed_copy"]
 
 
-def sealed_copy(name: str, path: str) -> int:
-    """A descriptor of a copy in memory that nobody can change. Blocking. Raises: RuntimeFailed."""
+def sealed_copy(name: str, path: str) -> int | None:
+    """A descriptor of a copy in memory that nobody can change; None for a script, which only runs from its path.
+
+    Blocking. Raises: RuntimeFailed.
+    """
     try:
+        with open(path, "rb") as program:
+            if program.read(4) != b"\x7fELF":
+                return None
         memfd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as failed:
-        raise RuntimeFailed(f"no memory file for {path}: {failed.strerror}", runtime=name, operation="load") from failed
+        raise RuntimeFailed(f"{path} can't be loaded: {failed.strerror}", runtime=name, operation="load") from failed
     try:
         with open(path, "rb") as program:
             while chunk := program.read(1 << 20):

@@ -18,7 +18,7 @@ from lighterman.errors import (
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
-from lighterman.runtimes.oci.processes import pidfd_exit_status, send_signal, wait_pidfd
+from lighterman.runtimes.oci.processes import send_signal, wait_exit_status
 from lighterman.spec import ExitCode
 
 __all__ = ["OciProcess"]
@@ -82,8 +82,7 @@ class OciProcess:
         """The kernel still tells when it ends, and from Linux 6.15 on how."""
         if self._pidfd is None:
             return
-        await wait_pidfd(self._pidfd)
-        status = pidfd_exit_status(self._pidfd)
+        status = await wait_exit_status(self._pidfd)
         if status is not None:
             self._exit = JobExit(job=self.job, status=status, mono=time.monotonic(), wall=time.time())
 

@@ -258,7 +258,7 @@ class OciSystem:
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await self._keeper.abort(job.job)  # type: ignore[attr-defined]
+            await self._keeper.abort(job.job)
             try:
                 spawned = await spawning
             except KeeperLost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from lighterman.errors import StoreError
 from lighterman.spec import Overlay
@@ -19,6 +20,10 @@ def make_upper(overlay: Overlay) -> None:
     """
     try:
         os.makedirs(overlay.work, mode=0o700, exist_ok=True)
+        if overlay.volatile:
+            # The kernel's mark that an earlier mount was never synced. It guards against the loss of power; all that
+            # our earlier run wrote is there, since the host is still up.
+            shutil.rmtree(f"{overlay.work}/work/incompat", ignore_errors=True)
         try:
             os.mkdir(overlay.upper)
         except FileExistsError:
