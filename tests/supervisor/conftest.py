@@ -1,4 +1,4 @@
-"""Every test here runs on virtual time, and is held to what holds always: legal order, nothing left, no fault unused."""
+"""Every test here runs on virtual time, and is held to what holds always: order, nothing left, no fault unused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
-from supervisor.world import World
 
 from lighterman.testing import FakeLoop
+from supervisor.world import World
 
 
 def pytest_asyncio_loop_factories(

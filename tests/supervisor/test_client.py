@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from typing import Any
 
 import pytest
-from supervisor.world import World, config, policy
 
 from lighterman import limits
 from lighterman.errors import (
@@ -17,6 +17,7 @@ from lighterman.errors import (
     InvalidState,
     NotFound,
     NotSupported,
+    OperationTimeout,
     RuntimeFailed,
 )
 from lighterman.lifecycle.events import State, StateInfo
@@ -24,6 +25,7 @@ from lighterman.runtimes.base import Features
 from lighterman.runtimes.options import WithCheckpoint
 from lighterman.spec import Resources
 from lighterman.testing import WINDOWS
+from supervisor.world import World, config, policy
 
 FAILED = RuntimeFailed("it failed", runtime="fake", operation="some")
 
@@ -219,6 +221,25 @@ async def test_L02_cancelled_create_waits_no_longer_than_its_limit(still: World)
     still.leaves_something = True
 
 
+@pytest.mark.parametrize("how", ["cancel", "terminate", "stop"])
+async def test_L02_create_that_waits_for_an_old_clean_up_can_be_given_up(world: World, how: str) -> None:
+    world.plan.at("shutdown", delay_s=60, nth=1)
+    system = await world.create("sleep")
+    system.init.exit(0)
+    await world.client.wait("c1")
+    creating: asyncio.Task[object] = asyncio.create_task(world.create("sleep"))
+    await world.clock.settle()
+    if how == "cancel":
+        creating.cancel()
+    else:
+        await getattr(world.client, how)("c1")
+    await asyncio.wait([creating])
+    await world.clock.sleep(1000)
+    assert creating.cancelled() or creating.exception() is not None
+    assert world.runtime.count("create") == 1
+    assert world.client.containers() == ()
+
+
 # ---- L03: add_process --------------------------------------------------------------------------------------------
 
 
@@ -300,8 +321,6 @@ async def test_L03_cancelled_exec_goes_on(world: World) -> None:
 
 
 async def test_L03_exec_start_that_hangs_has_a_deadline(world: World) -> None:
-    from lighterman.errors import OperationTimeout
-
     await world.create("sleep")
     world.plan.at("create_process", process="x", hang=True)
     before = world.clock.mono()
@@ -332,7 +351,7 @@ async def test_L05_resize_without_terminal_is_invalid(world: World) -> None:
 
 async def test_L05_resize_takes_names_only(world: World) -> None:
     with pytest.raises(TypeError):
-        await world.client.resize("c1", "init", 24, 80)  # type: ignore[misc]
+        await world.client.resize("c1", "init", 24, 80)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 80), (24, 0), (65536, 80), (24, -1)])
@@ -474,6 +493,61 @@ async def test_closing_the_client_frees_who_waits(world: World) -> None:
     assert waiting.done()
     assert waiting.exception() is not None
     world.leaves_something = True
+
+
+@pytest.mark.parametrize(
+    ("operation", "verb"),
+    [
+        ("pause", "pause"),
+        ("statistics", "stats"),
+        ("pids", "pids"),
+        ("process_list", "summary"),
+    ],
+)
+async def test_every_verb_has_a_deadline(world: World, operation: Any, verb: str) -> None:
+    world.plan.at(operation, hang=True)
+    await world.create("sleep")
+    before = world.clock.mono()
+    with pytest.raises(OperationTimeout):
+        await getattr(world.client, verb)("c1")
+    assert world.clock.mono() - before == limits.RUNTIME_CALL_S
+
+
+async def test_verb_that_hangs_does_not_hold_up_the_next(world: World) -> None:
+    world.plan.at("update_resources", hang=True)
+    await world.create("sleep")
+    updating = asyncio.create_task(world.client.update_resources("c1", Resources(pids_limit=5)))
+    await asyncio.sleep(0)
+    await world.client.pause("c1")
+    with pytest.raises(OperationTimeout):
+        await updating
+
+
+async def test_pause_without_an_answer_leaves_resume_possible(world: World) -> None:
+    """Whether it is frozen nobody knows; the runtime is asked."""
+    world.plan.at("pause", hang=True, after=True)
+    system = await world.create("sleep")
+    with pytest.raises(OperationTimeout):
+        await world.client.pause("c1")
+    assert system.frozen
+    await world.client.stop("c1", grace_s=5)
+    assert (await world.backend.wait_for("c1", State.EXIT)).signal == 15
+
+
+async def test_signal_that_hangs_has_a_deadline(world: World) -> None:
+    world.plan.at("kill", hang=True)
+    await world.create("sleep")
+    with pytest.raises(OperationTimeout):
+        await world.client.signal("c1", 2)
+
+
+async def test_stop_whose_signal_hangs_kills_after_the_grace(world: World) -> None:
+    world.plan.at("kill", hang=True)
+    await world.create("sleep", options=(policy("always"),))
+    before = world.clock.mono()
+    await world.client.stop("c1", grace_s=4)
+    assert world.clock.mono() - before == 4
+    assert (await world.backend.wait_for("c1", State.EXIT)).signal == 9
 
 
 async def test_every_verb_ends_when_its_container_does(world: World) -> None:

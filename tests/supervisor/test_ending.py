@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from supervisor.world import World
 
 from lighterman import limits
 from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, NotFound, OperationTimeout, RuntimeFailed
 from lighterman.lifecycle.events import State
 from lighterman.runtimes.fake.runtime import FakeComputeSystem
 from lighterman.supervisor.ending import Ending
+from supervisor.world import World
 
 FIRST = RuntimeFailed("the first", runtime="fake", operation="shutdown")
 SECOND = RuntimeFailed("the second", runtime="fake", operation="terminate")
@@ -277,9 +277,7 @@ async def test_L31_client_stop_and_terminate_at_every_moment_of_an_exit(world: W
     for _ in range(turns):
         await asyncio.sleep(0)
     if world.client.containers():
-        results = await asyncio.gather(
-            world.client.stop("c1"), world.client.terminate("c1"), return_exceptions=True
-        )
+        results = await asyncio.gather(world.client.stop("c1"), world.client.terminate("c1"), return_exceptions=True)
         # Its EXIT may have been told before they got their turn.
         assert all(result is None or isinstance(result, NotFound) for result in results)
     ended = await world.backend.wait_for("c1", State.EXIT)

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import pytest
-from supervisor.world import World, config, policy
 
 from lighterman import limits
 from lighterman.errors import (
@@ -23,6 +22,7 @@ from lighterman.errors import (
 )
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.testing import WINDOWS, ProgramContext
+from supervisor.world import World, config, policy
 
 FAILED = RuntimeFailed("it failed", runtime="fake", operation="some")
 ERRORS = [
@@ -182,9 +182,7 @@ async def test_L22_closed_exactly_once_whatever_happened(world: World, fault: An
     assert not world.runtime.leftovers()
 
 
-async def test_L22_failing_close_is_logged_and_changes_nothing(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_L22_failing_close_is_logged_and_changes_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.plan.at("process.close", error=FAILED)
     await world.create("exit", "3")
     ended = await world.client.wait("c1")
@@ -524,5 +522,3 @@ async def test_L26_backend_that_never_returns_stops_only_its_own_events(world: W
     assert world.states("c2") == ["start", "exit"]
     assert world.states("c1") == ["start"]
     released.set()
-
-

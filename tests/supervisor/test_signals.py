@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 import pytest
-from supervisor.world import World, config, policy
 
 from lighterman import limits
 from lighterman.errors import AlreadyStopped, InvalidState, LimitExceeded, NotFound, OperationTimeout, RuntimeFailed
 from lighterman.lifecycle.events import State
 from lighterman.testing import WINDOWS, ProgramContext
+from supervisor.world import World, config, policy
 
 FAILED = RuntimeFailed("it failed", runtime="fake", operation="kill")
 
@@ -60,7 +60,7 @@ async def test_L04_other_signal_is_no_manual_stop(world: World, stop_signal: int
 
 async def test_L04_marked_before_it_acts(world: World) -> None:
     """The process dies of the signal before `kill` has returned: no restart can win that race."""
-    world.plan.at("kill", after=True, delay_s=30)
+    world.plan.at("kill", after=True, delay_s=20)
     await world.create("sleep", options=(policy("always"),))
     stopping = asyncio.create_task(world.client.signal("c1", 15))
     ended = await world.client.wait("c1")
@@ -77,6 +77,20 @@ async def test_L04_failed_delivery_takes_the_mark_back(world: World, operation: 
         await world.client.signal("c1", signal)
     system.init.exit(0)
     await world.backend.wait_for("c1", State.START, count=2)
+
+
+@pytest.mark.parametrize("turns", range(15))
+@pytest.mark.parametrize("verb", ["stop", "terminate"])
+async def test_L04_stop_at_every_moment_of_an_exit_is_not_restarted(world: World, verb: str, turns: int) -> None:
+    world.plan.at("system.close", delay_s=1)
+    system = await world.create("sleep", options=(policy("always"),))
+    system.init.exit(1)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await getattr(world.client, verb)("c1")
+    await world.backend.wait_for("c1", State.EXIT)
+    await world.clock.sleep(1000)
+    assert world.runtime.count("create") == 1
 
 
 async def test_L04_failed_delivery_keeps_an_earlier_mark(world: World) -> None:

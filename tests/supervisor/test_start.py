@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import pytest
-from supervisor.world import World, config, policy
 
 from lighterman import limits
 from lighterman.errors import (
@@ -25,6 +24,7 @@ from lighterman.runtimes.options import Servicing
 from lighterman.spec import Spec
 from lighterman.supervisor.streams import Streams
 from lighterman.testing import ProgramContext
+from supervisor.world import World, config, policy
 
 FIRST = RuntimeFailed("the first", runtime="fake", operation="start")
 SECOND = RuntimeFailed("the second", runtime="fake", operation="terminate")

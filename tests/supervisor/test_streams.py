@@ -7,7 +7,6 @@ import math
 import re
 
 import pytest
-from supervisor.world import World, config
 
 from lighterman import limits
 from lighterman.errors import AlreadyClosed, BrokenPipe, InvalidState, KeeperLost, NotFound, RuntimeFailed
@@ -15,6 +14,7 @@ from lighterman.lifecycle.events import State
 from lighterman.runtimes.fake.pipes import FakeReadPipe, FakeWritePipe
 from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams, WriteStream
 from lighterman.testing import ProgramContext
+from supervisor.world import World, config
 
 FAILED = RuntimeFailed("it failed", runtime="fake", operation="close_stdin")
 
@@ -214,9 +214,7 @@ SWAPPED = EVERY_BYTE.translate(bytes.maketrans(b"\x08\x7f", b"\x7f\x08"))
         (14393, True, EVERY_BYTE),
     ],
 )
-async def test_L18_bytes_arrive_as_they_are(
-    world: World, os_build: int | None, terminal: bool, arrives: bytes
-) -> None:
+async def test_L18_bytes_arrive_as_they_are(world: World, os_build: int | None, terminal: bool, arrives: bytes) -> None:
     await world.create("cat", stdin=True, terminal=terminal, os_build=os_build)
     await world.backend.write_stdin("c1", EVERY_BYTE)
     await world.client.wait("c1")

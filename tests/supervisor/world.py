@@ -17,7 +17,9 @@ from lighterman.testing import FakeClock, FakeProgram, FakeRuntime, FaultPlan, R
 FOR_EVER_S = 1e7  # virtual; more than any chain of time limits takes
 
 
-def config(*args: str, stdin: bool = False, terminal: bool = False, size: tuple[int, int] | None = None) -> ProcessConfig:
+def config(
+    *args: str, stdin: bool = False, terminal: bool = False, size: tuple[int, int] | None = None
+) -> ProcessConfig:
     return ProcessConfig(
         args=args,
         stdin=stdin,
@@ -74,6 +76,7 @@ class World:
     async def engine_dies(self) -> None:
         """`kill -9` of the engine: a new client and a new backend, over what the runtime has."""
         await self.client.close()
+        await self.backend.discard()
         self.runtime.engine_died()
         self.backend = RecordingBackend()
         self.client = Client(self.runtime, self.backend, clock=self.clock)
