@@ -25,7 +25,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("sync", "__init__"),
     ("engine", "container", "doctor"),
     ("entry",),
-    ("asking", "stdin"),
+    ("asking", "stdin", "linux_host"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
