@@ -480,3 +480,15 @@ async def test_shutdown(keepers: Keepers) -> None:
     assert alive(spawned.pid)
     kill(spawned.pid)
     assert not (keepers.directory() / "keeper.sock").exists()
+
+
+async def test_abort_ends_a_runtime_call(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    job = keepers.job("a", "", argv=("sh", "-c", "sleep 1000"), executable="/bin/sh")
+    spawning = asyncio.create_task(keeper.spawn(job))
+    await eventually(keeper.list_jobs)
+    await keeper.abort("a")
+    spawned = await spawning
+    assert (spawned.pid, spawned.timed_out, exit_code(spawned.status)) == (None, True, -signal.SIGKILL)
+    await keeper.abort("a")
+    assert await keeper.list_jobs() == []

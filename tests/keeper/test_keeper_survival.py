@@ -87,7 +87,7 @@ async def test_wrong_requests_are_refused_and_the_client_stays(keepers: Keepers)
             (wire.FETCH, {"job": "../x"}, "invalid"),
             (wire.CLOSE, {"job": "a"}, "not_found"),
             (wire.REGISTER, {"name": "x"}, "invalid"),
-            (wire.LEASE, {}, "unsupported"),
+            (wire.LEASE, {"lease": "a", "remove": []}, "invalid"),
             (999, {}, "unsupported"),
             (wire.HELLO, {"role": "engine"}, "invalid"),
         ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 
 NAME = "lighterman-keeper"
+_CONTAINERS = "/lighterman/"
+_SIGKILL = 9
 
 
 def enter_own() -> bool:
@@ -22,6 +25,68 @@ def leave_own() -> None:
         except OSError:
             # Another keeper lives there, or it was never ours: nothing is lost by an empty group.
             continue
+
+
+def is_a_container(path: str) -> bool:
+    """Whether a path within the hierarchies is below the containers' group, where the keeper may kill."""
+    return path.startswith(_CONTAINERS) and ".." not in path.split("/") and path.strip("/") != _CONTAINERS.strip("/")
+
+
+def end(path: str) -> bool:
+    """Kill all that is in a group and below it, on every hierarchy, and remove it; True when it is gone."""
+    gone = [_end_one(f"{mount}{path}") for mount in _mounts()]
+    return all(gone)
+
+
+def _end_one(group: str) -> bool:
+    """Kill, then rmdir from the bottom; what has not died yet keeps its group until the next call."""
+    if not os.path.isdir(group):
+        return True
+    try:
+        _write(f"{group}/cgroup.kill", "1")
+    except OSError:
+        # Version 1, or Linux before 5.14.
+        _kill_members(group)
+    try:
+        with os.scandir(group) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        gone = [_end_one(path) for path in below]
+        if not all(gone):
+            return False
+        os.rmdir(group)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _kill_members(group: str) -> None:
+    """By pidfd, and only who is still a member once that is open: a number can be used again in between."""
+    if os.path.exists(f"{group}/freezer.state"):
+        _write(f"{group}/freezer.state", "THAWED")
+    opened = {}
+    for pid in _members(group):
+        try:
+            opened[pid] = os.pidfd_open(pid)
+        except OSError:
+            continue
+    still = _members(group)
+    for pid, fd in opened.items():
+        try:
+            if pid in still:
+                _signal.pidfd_send_signal(fd, _SIGKILL)
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(fd)
+
+
+def _members(group: str) -> set[int]:
+    try:
+        return {int(word) for word in _read(f"{group}/cgroup.procs").split()}
+    except OSError:
+        return set()
 
 
 def _enter(path: str) -> bool:

@@ -56,7 +56,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             "console_pipe_r" and "console_pipe_w".
         console: path of a unix socket that the keeper makes and on which the runtime sends the terminal's master; the
             keeper holds that as "console".
-        recipe: what has to be cleaned up; kept and given back by `list_jobs`. At most 16 kB encoded.
+        recipe: what has to be cleaned up; kept and given back by `list_jobs`. At most 16 kB encoded. Of it the keeper
+            itself uses `"cgroup"`, a path below `/lighterman/` in every hierarchy, when a lease ends.
+        lease: name of a lease (`KeeperClient.lease`) with whose owner it ends; None: it lives on.
         meta: opaque, kept and given back by `list_jobs`. At most 16 kB.
         timeout_s: of the runtime call; then it is killed and `Spawned.timed_out` is set.
     """
@@ -76,6 +78,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     segments: SegmentPlan | None = None
     recipe: dict[str, object] = {}
     meta: bytes = b""
+    lease: str | None = None
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,12 +104,16 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobExit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job's process ended: wait status, and when it was reaped, in seconds (`mono`: CLOCK_MONOTONIC)."""
+    """How a job's process ended: wait status, and when it was reaped, in seconds (`mono`: CLOCK_MONOTONIC).
+
+    `lease_ended`: the keeper killed it, because the owner of its lease was gone.
+    """
 
     job: str
     status: int
     mono: float
     wall: float
+    lease_ended: bool = False
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +266,19 @@ class KeeperClient:
         """Let `Job.executable` name the binary behind `fd` (a sealed memfd); it replaces an earlier one."""
         await self._connection.call(wire.REGISTER, {"name": name}, limits.KEEPER_CALL_S, [fd])
 
+    async def lease(self, name: str, owner_pidfd: int, *, remove: Sequence[str] = ()) -> None:
+        """Bind the jobs that name this lease to a process: when it is gone, they are killed, whoever is connected.
+
+        With `remove` (directories of a private root) these go too, and then the keeper has nothing left to keep.
+        A later call of the same name replaces the owner. Raises: InvalidSpec, LimitExceeded, KeeperLost.
+        """
+        body: dict[str, object] = {"lease": name, "remove": list(remove)}
+        await self._connection.call(wire.LEASE, body, limits.KEEPER_CALL_S, [owner_pidfd])
+
+    async def release_lease(self, name: str) -> None:
+        """Give a lease up without consequence; an unknown one is fine. Raises: KeeperLost."""
+        await self._connection.call(wire.RELEASE, {"lease": name}, limits.KEEPER_CALL_S)
+
     async def ping(self) -> None:
         """One round trip. Raises: KeeperLost, OperationTimeout."""
         await self._connection.call(wire.PING, {}, limits.KEEPER_CALL_S)
@@ -338,6 +358,7 @@ def _spawn_body(job: Job) -> tuple[dict[str, object], list[int]]:
         "segments": segments,
         "recipe": _encoded(job.job, job.recipe),
         "meta": job.meta,
+        "lease": job.lease,
     }
     return body, fds
 
@@ -350,8 +371,8 @@ def _encoded(job: str, recipe: dict[str, object]) -> bytes:
 
 
 def _job_exit(values: list[Any]) -> JobExit:
-    job, _, status, mono_ns, wall_ns = values
-    return JobExit(job=job, status=status, mono=mono_ns / 1e9, wall=wall_ns / 1e9)
+    job, _, status, mono_ns, wall_ns, lease_ended = values
+    return JobExit(job=job, status=status, mono=mono_ns / 1e9, wall=wall_ns / 1e9, lease_ended=lease_ended)
 
 
 def _job_state(entry: list[Any]) -> JobState:

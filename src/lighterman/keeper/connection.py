@@ -240,4 +240,7 @@ _NAMES = {
     wire.REGISTER: "register",
     wire.SHUTDOWN: "shutdown",
     wire.EXIT_OF: "wait",
+    wire.ABORT: "abort",
+    wire.LEASE: "lease",
+    wire.RELEASE: "release",
 }

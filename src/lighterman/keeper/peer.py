@@ -73,5 +73,5 @@ class Peer:
 
 
 def exit_values(row: Row) -> list[object]:
-    """An exit on the wire: `[job, serial, wait status, mono_ns, wall_ns]`; the serial tells uses of one key apart."""
-    return [row.job, row.serial, row.status, row.mono_ns, row.wall_ns]
+    """An exit on the wire: `[job, serial, wait status, mono_ns, wall_ns, lease ended]`; a serial is one use of it."""
+    return [row.job, row.serial, row.status, row.mono_ns, row.wall_ns, row.lease_ended]

@@ -41,6 +41,7 @@ class SpawnRequest:
         "executable",
         "hold",
         "job",
+        "lease",
         "meta",
         "mount_fd",
         "mount_target",
@@ -66,6 +67,7 @@ class SpawnRequest:
         self.recipe = _opaque(body, "recipe")
         self.meta = _opaque(body, "meta")
         self.segments = _segments(body)
+        self.lease = "" if body.get("lease") is None else text(body, "lease")
         stdio = _list(body, "stdio")
         if len(stdio) != 3:
             raise Refused(INVALID, f"stdio of {len(stdio)} descriptors: must be 3")
@@ -93,6 +95,13 @@ def job_key(body: dict[str, object]) -> str:
     return key
 
 
+def lease_name(body: dict[str, object]) -> str:
+    name = text(body, "lease")
+    if not wire.valid_job(name):
+        raise Refused(INVALID, f"lease {name[:40]!r}: must be [A-Za-z0-9][A-Za-z0-9_.:-]{{0,200}}")
+    return name
+
+
 def text(body: dict[str, object], key: str) -> str:
     value = body.get(key)
     if type(value) is not str or "\0" in value:
@@ -109,6 +118,14 @@ def number(body: dict[str, object], key: str) -> int:
     if type(value) is not int or value < 0:
         raise Refused(INVALID, f"{key} {value!r}: must be a number of 0 or more")
     return value
+
+
+def paths(body: dict[str, object], key: str) -> list[str]:
+    found = _texts(_list(body, key), key)
+    for path in found:
+        if not path.startswith("/") or not path.strip("/") or ".." in path.split("/"):
+            raise Refused(INVALID, f"{key} {path[:80]!r}: must be an absolute path without '..'")
+    return found
 
 
 def _path(body: dict[str, object], key: str) -> str:

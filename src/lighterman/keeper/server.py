@@ -13,6 +13,7 @@ from time import monotonic, monotonic_ns, time_ns
 from . import requests, stats, wire
 from .calls import Call, ConsoleSocket, open_pidfd, read_pid_file, read_start_time
 from .channel import close_all, receive
+from .leases import Leases, remove_directories
 from .output import Output
 from .peer import Peer, PeerLost, exit_values
 from .requests import Refused, SpawnRequest
@@ -50,6 +51,7 @@ class Keeper:
         self._calls: dict[int, Call] = {}
         self._binaries: dict[str, int] = {}
         self._output = Output(self._watch, self._unwatch)
+        self._leases = Leases(self.table, self._watch, self._unwatch)
         self._idle_since = monotonic()
         self._leaving = False
         self._unreaped = False
@@ -65,6 +67,8 @@ class Keeper:
             wire.SHUTDOWN: self._shutdown,
             wire.EXIT_OF: self._exit_of,
             wire.ABORT: self._abort,
+            wire.LEASE: self._lease,
+            wire.RELEASE: self._release,
         }
 
     # ---- the loop ----
@@ -91,12 +95,13 @@ class Keeper:
         if self._unreaped:
             return 0
         due = [call.deadline_ns / 1e9 for call in self._calls.values() if not call.timed_out]
-        if not self._peers and not len(self.table) and not self._calls:
+        if not self._busy():
             due.append(self._idle_since + self._idle_s)
-        retry = self._output.next_retry()
-        if retry is not None:
-            due.append(retry)
+        due += [at for at in (self._output.next_retry(), self._leases.next_due()) if at is not None]
         return max(0.0, min(due) - monotonic()) if due else -1
+
+    def _busy(self) -> bool:
+        return bool(self._peers or len(self.table) or self._calls or len(self._leases))
 
     def _expire(self) -> None:
         now = monotonic()
@@ -104,10 +109,27 @@ class Keeper:
             if not call.timed_out and call.deadline_ns <= now * 1e9:
                 call.kill()
         self._output.retry(now)
-        if self._peers or len(self.table) or self._calls:
+        due = self._leases.next_due()
+        if due is not None and due <= now:
+            self._enforce_leases()
+        if self._busy():
             self._idle_since = now
         elif now >= self._idle_since + self._idle_s:
             self._leaving = True
+
+    def _enforce_leases(self) -> None:
+        for call in self._calls.values():
+            if call.row is not None and call.row.lease and not self._leases.holds(call.row.lease):
+                call.kill()
+        for lease in self._leases.enforce():
+            if not lease.remove:
+                continue
+            # What is removed held the store too: nobody is left who could ask for these exits.
+            for row in [row for row in self.table.rows() if row.lease == lease.name]:
+                self._forget(row)
+            remove_directories(lease.remove)
+            if not len(self.table) and not self._calls and not len(self._leases):
+                self._leaving = True
 
     def _signalled(self, wake_r: int) -> None:
         for number in os.read(wake_r, 4096):
@@ -276,6 +298,20 @@ class Keeper:
         self._leaving = True
         peer.send(wire.OK, request, {})
 
+    def _lease(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        name = requests.lease_name(body)
+        remove = requests.paths(body, "remove")
+        if len(fds) != 1:
+            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd")
+        if self._leases.full:
+            raise Refused(requests.LIMIT, f"lease {name}: too many leases")
+        self._leases.grant(name, fds.pop(), remove)
+        peer.send(wire.OK, request, {})
+
+    def _release(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        self._leases.release(requests.lease_name(body))
+        peer.send(wire.OK, request, {})
+
     def _list(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         """Rows after serial `after`, as many as fit into one message; `more` says whether there are others."""
         page: list[object] = []
@@ -344,6 +380,8 @@ class Keeper:
         asked = SpawnRequest(body, fds)
         if self.table.get(asked.job) is not None:
             raise Refused(requests.EXISTS, f"job {asked.job}: the keeper has it already")
+        if asked.lease and not self._leases.holds(asked.lease):
+            raise Refused(requests.STATE, f"job {asked.job}: lease {asked.lease[:40]!r} is unknown or over")
         if len(self._calls) >= _MAX_CALLS:
             raise Refused(requests.LIMIT, f"job {asked.job}: {_MAX_CALLS} runtime calls are in flight")
         if max(fds) >= self._spawner.descriptor_limit - _SPARE_DESCRIPTORS:
@@ -403,7 +441,9 @@ class Keeper:
             close_all(held.values())
             self._slots.free(slot, filled=False)
             raise
-        return self.table.add(asked.job, slot, held, asked.segments, asked.recipe, asked.meta)
+        row = self.table.add(asked.job, slot, held, asked.segments, asked.recipe, asked.meta)
+        row.lease = asked.lease
+        return row
 
     def _watch_console(self, call: Call, console: ConsoleSocket) -> None:
         self._watch(console.fileno(), select.EPOLLIN, lambda _events: self._take_console(call))
@@ -442,7 +482,8 @@ class Keeper:
             "start_time": None,
             "serial": 0 if call.row is None else call.row.serial,
             "status": status,
-            "timed_out": call.timed_out,
+            # One that was killed in the moment after it had ended well, ended well.
+            "timed_out": call.timed_out and status != 0,
             "spawned_ns": call.spawned_ns,
             "returned_ns": returned_ns,
             "fds": [],
@@ -452,7 +493,7 @@ class Keeper:
         row = call.row
         ended = None
         if row is not None:
-            pid = read_pid_file(call.pid_file) if call.pid_file and status == 0 and not call.timed_out else None
+            pid = read_pid_file(call.pid_file) if call.pid_file and status == 0 else None
             ended = self.table.unclaimed.claim(pid, call.spawned_ns) if pid is not None else None
             if pid is not None and ended is not None:
                 row.pid = pid

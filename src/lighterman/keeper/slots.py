@@ -67,9 +67,13 @@ class SlotFile:
 
     def close(self, *, remove: bool) -> None:
         """Close the file; `remove` it when nothing in it is needed any more."""
-        if remove:
-            os.unlink(self.path)
         os.close(self._fd)
+        if remove:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                # A private root goes as a whole.
+                return
 
 
 def encode_slot(record: ExitSlot) -> bytes:

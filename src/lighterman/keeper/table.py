@@ -16,6 +16,8 @@ class Row:
         "exited",
         "held",
         "job",
+        "lease",
+        "lease_ended",
         "meta",
         "mono_ns",
         "pid",
@@ -45,6 +47,8 @@ class Row:
         self.segments = segments
         self.recipe = recipe
         self.meta = meta
+        self.lease = ""
+        self.lease_ended = False
         self.pid: int | None = None
         self.start_time: int | None = None
         self.exited = False

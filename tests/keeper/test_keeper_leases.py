@@ -1,0 +1,182 @@
+"""A process lease: when the owner is gone its jobs go, whoever is connected or is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from keeper_support import Keepers, alive, exit_code
+
+from lighterman.errors import InvalidSpec, InvalidState
+from lighterman.keeper import cgroup
+from support import eventually
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: control groups")
+
+
+class Owner:
+    """A process that does nothing but exist."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(["/bin/sleep", "1000"])
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.pidfd)
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    one = Owner()
+    yield one
+    one.close()
+
+
+async def test_the_jobs_of_a_dead_owner_are_killed_and_say_why(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", owner.pidfd)
+    mine = await keepers.spawn(keeper, keepers.job("mine", "exec sleep 1000", lease="mine"))
+    other = await keepers.spawn(keeper, keepers.job("other", "exec sleep 1000"))
+    owner.end()
+    exit = await keeper.wait_exit("mine")
+    assert (exit_code(exit.status), exit.lease_ended) == (-signal.SIGKILL, True)
+    assert mine.pid is not None
+    assert not alive(mine.pid)
+    assert other.pid is not None
+    assert alive(other.pid)
+    # The exit is a fact that the engine still has to take.
+    assert {job.job for job in await keeper.list_jobs()} == {"mine", "other"}
+    with pytest.raises(InvalidState):
+        await keeper.spawn(keepers.job("late", "exit 0", lease="mine"))
+
+
+async def test_an_exit_of_its_own_is_not_the_leases(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", owner.pidfd)
+    await keepers.spawn(keeper, keepers.job("a", "exit 3", lease="mine"))
+    exit = await keeper.wait_exit("a")
+    owner.end()
+    await keeper.ping()
+    assert (exit_code(exit.status), exit.lease_ended) == (3, False)
+
+
+async def test_a_private_root_vanishes_with_its_owner(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    before = keepers.directory()
+    tree = keepers.root / "state" / "deep" / "deeper"
+    tree.mkdir(parents=True)
+    (tree / "file").write_text("x")
+    elsewhere = keepers.root / "elsewhere"
+    elsewhere.mkdir()
+    (tree / "link").symlink_to(elsewhere)
+    await keeper.lease("root", owner.pidfd, remove=[str(keepers.root / "state"), str(before)])
+    spawned = await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="root"))
+    await keeper.close()
+    owner.end()
+    await eventually(lambda: not alive(keeper.pid))
+    assert spawned.pid is not None
+    assert not alive(spawned.pid)
+    await eventually(lambda: not (keepers.root / "state").exists() and not before.exists())
+    assert elsewhere.exists()
+
+
+async def test_a_released_lease_ends_nothing(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    descriptors = (await keeper.stats()).descriptors
+    await keeper.lease("mine", owner.pidfd)
+    spawned = await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine"))
+    await keeper.release_lease("mine")
+    await keeper.release_lease("mine")
+    owner.end()
+    await keeper.ping()
+    assert spawned.pid is not None
+    assert alive(spawned.pid)
+    assert (await keeper.stats()).descriptors == descriptors
+
+
+async def test_a_lease_goes_over_to_another_owner(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    newer = Owner()
+    await keeper.lease("mine", owner.pidfd)
+    spawned = await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine"))
+    await keeper.lease("mine", newer.pidfd)
+    owner.end()
+    await keeper.ping()
+    assert spawned.pid is not None
+    assert alive(spawned.pid)
+    newer.close()
+    assert (await keeper.wait_exit("a")).lease_ended
+
+
+async def test_an_owner_that_is_dead_already(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    owner.end()
+    await keeper.lease("mine", owner.pidfd)
+
+    async def refused() -> bool:
+        try:
+            await keepers.spawn(keeper, keepers.job(f"j{uuid.uuid4().hex}", "exit 0", lease="mine"))
+        except InvalidState:
+            return True
+        return False
+
+    await eventually(refused)
+
+
+async def test_a_runtime_call_under_way_is_ended(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", owner.pidfd)
+    slow = keepers.job("a", "", argv=("sh", "-c", "sleep 1000"), executable="/bin/sh", lease="mine")
+    spawning = asyncio.create_task(keeper.spawn(slow))
+    await eventually(keeper.list_jobs)
+    owner.end()
+    assert (await spawning).pid is None
+
+
+async def test_wrong_leases(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    for name, remove in (("", []), ("a/b", []), ("a", ["relative"]), ("a", ["/"]), ("a", ["/tmp/../etc"])):
+        with pytest.raises(InvalidSpec):
+            await keeper.lease(name, owner.pidfd, remove=remove)
+    with pytest.raises(InvalidState):
+        await keeper.spawn(keepers.job("a", "exit 0", lease="unknown"))
+
+
+@needs_root
+async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    path = f"/lighterman/test-{uuid.uuid4().hex}"
+    groups = [Path(f"{mount}{path}") for mount in cgroup._mounts() if "cpuset" not in mount]
+    script = ["sleep 1000 & setsid sleep 1000 &"]
+    for group in groups:
+        group.joinpath("below").mkdir(parents=True)
+        script.insert(0, f"echo $$ > {group}/below/cgroup.procs;")
+    await keeper.lease("mine", owner.pidfd)
+    job = keepers.job("a", " ".join([*script, "exec sleep 1000"]), lease="mine", recipe={"cgroup": path})
+    spawned = await keepers.spawn(keeper, job)
+    await eventually(lambda: len(groups[0].joinpath("below/cgroup.procs").read_text().split()) == 3)
+    members = [int(word) for word in groups[0].joinpath("below/cgroup.procs").read_text().split()]
+    assert spawned.pid in members
+    owner.end()
+    assert (await keeper.wait_exit("a")).lease_ended
+    await eventually(lambda: not any(alive(pid) for pid in members))
+    await eventually(lambda: not any(group.exists() for group in groups))
+    for group in groups:
+        if not any(entry.is_dir() for entry in group.parent.iterdir()):
+            group.parent.rmdir()
+
+
+@pytest.mark.parametrize("path", ["/", "/lighterman", "/lighterman/", "/lighterman/../a", "/other/a", "", "relative"])
+def test_groups_that_are_no_containers_are_left_alone(path: str) -> None:
+    assert not cgroup.is_a_container(path)
