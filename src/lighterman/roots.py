@@ -13,8 +13,8 @@ from lighterman.errors import InvalidSpec, RootLocked, StoreError
 
 __all__ = ["StateRoot", "abandoned", "default_run", "default_state"]
 
-# POSIX record locks do not see two engines of one process.
-_held: set[str] = set()
+# POSIX record locks do not see two engines of one process: the root, and the process that holds it (not a child of it).
+_held: dict[str, int] = {}
 _held_lock = threading.Lock()
 
 
@@ -72,43 +72,18 @@ class StateRoot:
         try:
             for path in (self.state, self.run):
                 _make_private(path)
-            lock = os.open(f"{self.state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._lock = _lock(self.state)
         except OSError as failed:
             raise StoreError(f"state root {self.state} can't be used: {failed.strerror}") from failed
-        key = os.path.realpath(self.state)
-        with _held_lock:
-            taken = key in _held
-            if not taken:
-                try:
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    taken = True
-                else:
-                    _held.add(key)
-        if taken:
-            # Reading through another descriptor and closing that would drop our own process's lock.
-            holder = os.pread(lock, 32, 0).strip()
-            pid = int(holder) if holder.isdigit() else None
-            if pid != os.getpid():
-                os.close(lock)
-            else:
-                _parked.append(lock)
-            raise RootLocked(
-                f"state root {self.state} is held by another engine (process {pid or 'unknown'}): "
-                "use that one, or another root",
-                holder_pid=pid,
-            )
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-        self._lock = lock
 
     def release(self) -> None:
         """Give the lock back. Again is nothing."""
         if self._lock is None:
             return
         with _held_lock:
-            _held.discard(os.path.realpath(self.state))
-        os.close(self._lock)
+            # First the file: whoever takes the root next in this process would lose its lock by our close.
+            os.close(self._lock)
+            _held.pop(os.path.realpath(self.state), None)
         self._lock = None
 
     def remove(self) -> None:
@@ -126,6 +101,36 @@ class StateRoot:
         return f"{self.state}/containers/{id}"
 
 
+def _lock(state: str) -> int:
+    """The descriptor that holds a root's lock. Raises: RootLocked, OSError."""
+    key, ours = os.path.realpath(state), os.getpid()
+    with _held_lock:
+        if _held.get(key) == ours:
+            # Its file must not even be opened: the close of any descriptor of it would drop our process's lock.
+            raise _locked(state, ours)
+        lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as taken:
+            holder = os.pread(lock, 32, 0).strip()
+            os.close(lock)
+            raise _locked(state, int(holder) if holder.isdigit() else None) from taken
+        except OSError:
+            os.close(lock)
+            raise
+        _held[key] = ours
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % ours, 0)
+    return lock
+
+
+def _locked(state: str, holder: int | None) -> RootLocked:
+    return RootLocked(
+        f"state root {state} is held by another engine (process {holder or 'unknown'}): use that one, or another root",
+        holder_pid=holder,
+    )
+
+
 def _make_private(path: str) -> None:
     """Make a directory, and those of ours above it, for ourselves alone."""
     for ours in (default_state(), default_run()):
@@ -137,9 +142,6 @@ def _make_private(path: str) -> None:
                 os.chmod(above, 0o700)
     os.makedirs(path, mode=0o700, exist_ok=True)
     os.chmod(path, 0o700)
-
-
-_parked: list[int] = []  # lock files of refused engines of this process: closing one would drop the holder's lock
 
 
 def abandoned() -> list[StateRoot]:
