@@ -156,6 +156,9 @@ class ComputeProcess(Protocol):
         Raises: AlreadyClosed the second time.
         """
 
+    async def forget(self) -> None:
+        """Its end is in safety with whoever was told of it, so nobody need keep it; after `close`, and any number."""
+
 
 class ComputeSystem(Protocol):
     """What a runtime manages under one container id; it lives for one run."""

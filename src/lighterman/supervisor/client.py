@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
 from lighterman import limits
@@ -224,7 +224,7 @@ class Client:
         except TimeoutError:
             log.error("container %s: undoing its create takes longer than %g s", container.id, limits.CANCEL_S)
 
-    def _tell(self, info: StateInfo) -> None:
+    def _tell(self, info: StateInfo, then: Callable[[], Awaitable[None]] | None) -> None:
         delivery = self._deliveries.get(info.container_id)
         if delivery is None:
 
@@ -233,7 +233,7 @@ class Client:
 
             delivery = Delivery(self._backend, self._tasks.finish, forget)
             self._deliveries[info.container_id] = delivery
-        delivery.tell(info)
+        delivery.tell(info, then)
 
     def _unregister(self, container: Container) -> None:
         if self._containers.get(container.id) is not container:

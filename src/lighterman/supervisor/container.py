@@ -60,7 +60,7 @@ class Surroundings:
     clock: Clock
     watch: Spawn  # a task that ends early when nobody watches any more
     finish: Spawn  # a task that goes on to its end
-    tell: Callable[[StateInfo], None]
+    tell: Callable[[StateInfo, Callable[[], Awaitable[None]] | None], None]
     unregister: Callable[[Container], None]
 
 
@@ -411,6 +411,7 @@ class Container:
         """A servicing container runs to its end here; no streams, no state changes [L12]."""
         assert run.init is not None
         end = await run.init.watch()
+        await run.init.forget()
         if end.code is None or end.code.code != 0:
             code = -1 if end.code is None else end.code.code
             log.warning("servicing container %s ended with code %d", self.id, code)
@@ -445,6 +446,7 @@ class Container:
                 for stream in run.init.streams.readable:
                     await stream.close()
             await run.init.close()
+            await run.init.forget()
         await self._close_system(run)
 
     async def _ended_quietly(self, process: Process) -> bool:
@@ -591,6 +593,7 @@ class Container:
             await self._kill_exec(process)
             await self._ended_quietly(process)
             await process.close()
+            await process.forget()
             raise
         life.process = process
         return process
@@ -608,7 +611,8 @@ class Container:
         assert life.process is not None
         if run.execs.pop(life.name, None) is None:
             return
-        self._tell(run, State.EXIT_PROCESS, process=life.process, **_how_it_ended(life.process, end))
+        how = _how_it_ended(life.process, end)
+        self._tell(run, State.EXIT_PROCESS, process=life.process, then=life.process.port.forget, **how)
 
     async def _kill_exec(self, process: Process) -> None:
         try:
@@ -641,7 +645,7 @@ class Container:
         if not isinstance(decision, RestartAfter):
             self._tell_exit(run, how)
             return None
-        self._tell(run, State.RESTART, **(how | {"reason": decision.reason}))
+        self._tell(run, State.RESTART, then=run.init.port.forget, **(how | {"reason": decision.reason}))
         return await self._restart(run, decision, how)
 
     async def _has_pending_updates(self, run: Run) -> bool:
@@ -853,7 +857,8 @@ class Container:
     def _tell_exit(self, run: Run | None, how: dict[str, Any]) -> None:
         """The id is free when EXIT is told: a backend may create it anew while it hears of it [L01, L24]."""
         self._around.unregister(self)
-        self._final.set_result(self._tell(run, State.EXIT, **how))
+        then = run.init.port.forget if run and run.init else None
+        self._final.set_result(self._tell(run, State.EXIT, then=then, **how))
 
     def _tell_lost(self, reason: str, run: Run | None = None, code: ExitCode | None = None) -> None:
         how: dict[str, Any] = {"exit_code": -1, "exit_code_known": False}
@@ -862,8 +867,19 @@ class Container:
             how = _how_it_ended(run.init, ProcessEnd(code, *finished, ()))
         self._tell_exit(run, how | {"reason": reason})
 
-    def _tell(self, run: Run | None, state: State, *, process: Process | None = None, **fields: Any) -> StateInfo:
-        """The only door: every change that anybody hears of is made here, in order."""
+    def _tell(
+        self,
+        run: Run | None,
+        state: State,
+        *,
+        process: Process | None = None,
+        then: Callable[[], Awaitable[None]] | None = None,
+        **fields: Any,
+    ) -> StateInfo:
+        """The only door: every change that anybody hears of is made here, in order.
+
+        Args: then: what may happen once the backend has heard of it without an error.
+        """
         process = process or (run.init if run else None)
         self._seq += 1
         info = StateInfo(
@@ -875,7 +891,7 @@ class Container:
             pid=process.pid if process else 0,
             **fields,
         )
-        self._around.tell(info)
+        self._around.tell(info, then)
         return info
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from lighterman.errors import LightermanError
 from lighterman.lifecycle.events import StateInfo
 from lighterman.supervisor.backend import Backend
 
-__all__ = ["Delivery", "Spawn"]
+__all__ = ["Delivery", "Spawn", "Then"]
 
 log = logging.getLogger(__name__)
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+Then = Callable[[], Awaitable[None]]
 
 
 class Delivery:
@@ -25,7 +27,7 @@ class Delivery:
         self._backend = backend
         self._spawn = spawn
         self._when_idle = when_idle
-        self._queue: deque[StateInfo] = deque()
+        self._queue: deque[tuple[StateInfo, Then | None]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -33,22 +35,32 @@ class Delivery:
         """Whether everything has been told."""
         return self._task is None
 
-    def tell(self, info: StateInfo) -> None:
-        """Queue one change; returns at once."""
-        self._queue.append(info)
+    def tell(self, info: StateInfo, then: Then | None = None) -> None:
+        """Queue one change, and what may happen once the backend has heard of it without an error; returns at once."""
+        self._queue.append((info, then))
         if self._task is None:
             self._task = self._spawn(self._deliver(), f"deliver {info.container_id}")
 
     async def _deliver(self) -> None:
         try:
             while self._queue:
-                await self._tell_backend(self._queue.popleft())
+                info, then = self._queue.popleft()
+                if await self._tell_backend(info) and then is not None:
+                    await self._do_then(info, then)
         finally:
             self._task = None
             self._when_idle()
 
-    async def _tell_backend(self, info: StateInfo) -> None:
+    async def _tell_backend(self, info: StateInfo) -> bool:
         try:
             await self._backend.state_changed(info)
         except Exception:  # a backend may raise anything; the container's life goes on [L26]
             log.exception("the backend failed on %s of container %s", info.state, info.container_id)
+            return False
+        return True
+
+    async def _do_then(self, info: StateInfo, then: Then) -> None:
+        try:
+            await then()
+        except LightermanError as failed:
+            log.warning("container %s: after its %s was told: %s", info.container_id, info.state, failed)

@@ -121,6 +121,13 @@ class Process:
         # One after the other is enough: all of them drain at the same time.
         return tuple([str(await stream.wait_drained(self._clock, limits.DRAIN_S)) for stream in readable])
 
+    async def forget(self) -> None:
+        """Nobody is to be told of its end: the runtime need not keep that."""
+        try:
+            await self.port.forget()
+        except LightermanError as failed:
+            log.warning("%s: it can't be forgotten: %s", self._label, failed)
+
     async def close(self) -> None:
         """Close our stdin and the handle, exactly once; a failure is logged and changes nothing [L22]."""
         if self._closed:

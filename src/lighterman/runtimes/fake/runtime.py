@@ -557,6 +557,7 @@ class FakeComputeProcess:
     def __init__(self, runtime: FakeRuntime, process: SimulatedProcess) -> None:
         self.runtime = runtime
         self.process = process
+        self.forgotten = False
         self.closed = False
         # Our ends exist from the beginning: what is written before somebody asks for them waits in the pipe.
         detachable = runtime.detachable
@@ -654,6 +655,12 @@ class FakeComputeProcess:
                 raise AlreadyClosed(f"stdin of {self} is closed", operation="close_stdin", container=self.system.id)
 
         await self._do("close_stdin", close_stdin)
+
+    async def forget(self) -> None:
+        async def forget() -> None:
+            self.forgotten = True
+
+        await self._do("process.forget", forget)
 
     async def close(self) -> None:
         async def close() -> None:

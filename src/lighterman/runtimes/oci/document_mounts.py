@@ -141,8 +141,9 @@ def _user_bind(mount: Mount, target: str, forbidden: tuple[str, ...], host: Host
     options = ["rbind", mount.propagation]
     if mount.read_only:
         options.append("ro")
-        # `ro` alone leaves what is mounted below the source writable.
-        if host.kernel >= _RECURSIVE_READ_ONLY_SINCE:
+        # `ro` alone leaves what is mounted below the source writable; nothing is below a file, and crun 1.8 opens the
+        # target of `rro` as a directory.
+        if host.kernel >= _RECURSIVE_READ_ONLY_SINCE and os.path.isdir(real):
             options.append("rro")
     return _bind(real, target, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -130,14 +131,11 @@ class OciProcess:
             if fd is not None:
                 os.close(fd)
         self._terminal = self._pidfd = None
-        if self._gone:
-            await self._acknowledge()
 
-    async def _acknowledge(self) -> None:
-        try:
+    async def forget(self) -> None:
+        # A lost keeper's slots are read by whoever starts the next one.
+        with contextlib.suppress(KeeperLost):
             await self._keeper.acknowledge(self.job)
-        except KeeperLost:
-            return  # its slots are read by whoever starts the next keeper
 
     def __repr__(self) -> str:
         return f"<OciProcess {self.job} pid {self._pid}>"

@@ -108,13 +108,13 @@ class OciRuntime:
     async def create(self, id: str, spec: Spec, options: Sequence[CreateOption] = ()) -> OciSystem:
         check_id(id)
         segments = self._check_options(options)
-        if id in self._systems:
-            raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         if spec.rootfs is None:
             raise InvalidSpec(f"container {id}: its spec names no root file system", container=id)
-        removal = self._removals.get(id)
-        if removal is not None:
+        # What an ended run has left goes first: until then the id is not free.
+        while (removal := self._removals.get(id)) is not None:
             await asyncio.wait((removal,))
+        if id in self._systems:
+            raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         while len(self._removals) > _REMOVALS_BEHIND:
             await asyncio.wait(tuple(self._removals.values()), return_when=asyncio.FIRST_COMPLETED)
         document = _read_document(spec.document)
