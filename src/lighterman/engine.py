@@ -213,8 +213,9 @@ class Engine:
         except BaseException:
             await self._finish(self.remove_container(entry, force=True), f"undo {entry.record.name}")
             raise
-        # It has ended and has told so: what is left to remove is in nobody's way.
-        self._tasks.finish(self.remove_container(entry), f"remove {entry.record.name}")
+        # It has ended and has told so: its name is free at once, and what is left to remove is in nobody's way.
+        self._forget(entry)
+        self._tasks.finish(self._delete_forgotten(entry), f"remove {entry.record.name}")
         assert entry.record.exit is not None
         return Result(
             exit=entry.record.exit,
@@ -360,14 +361,8 @@ class Engine:
         if self._entries.get(record.id) is not entry:
             return
         await self._store.delete(record.id)
-        self._entries.pop(record.id, None)
-        self._names.pop(record.name, None)
-        record.status = Status.REMOVED
-        entry.removed.set()
-        entry.output_of.close()
-        for life in entry.execs.values():
-            life.output_of.close()
-        await asyncio.to_thread(_remove_tree, self._root.container(record.id))
+        self._forget(entry)
+        await self._take_away(entry)
 
     async def start_exec(
         self,
@@ -597,6 +592,24 @@ class Engine:
             spec = await self._spec(entry, only_check=True)
             record.generation -= 1
             await entry.client.restore(record.id, *self._create_options(entry), spec=spec)
+
+    def _forget(self, entry: Entry) -> None:
+        """It is no longer one of ours: id and name are free."""
+        self._entries.pop(entry.record.id, None)
+        self._names.pop(entry.record.name, None)
+        entry.record.status = Status.REMOVED
+        entry.removed.set()
+
+    async def _delete_forgotten(self, entry: Entry) -> None:
+        await self._store.delete(entry.record.id)
+        await self._take_away(entry)
+
+    async def _take_away(self, entry: Entry) -> None:
+        """All that a forgotten one has left, its row in the store apart."""
+        entry.output_of.close()
+        for life in entry.execs.values():
+            life.output_of.close()
+        await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
 
     async def _end(self, entry: Entry, reason: str, grace_s: float) -> bool:
         """Stop it if anything of it runs; False if nothing does."""

@@ -1,0 +1,101 @@
+"""What the tests on real containers share."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lighterman import Container, Engine
+from lighterman.logs.reader import LogRecord
+from support import eventually
+
+__all__ = [
+    "cgroup_of",
+    "descriptors",
+    "host_controller",
+    "inside",
+    "logged",
+    "process_is_there",
+    "records",
+    "running_in",
+    "written",
+]
+
+
+async def inside(engine: Engine, script: str, **options: object) -> str:
+    """What a shell script prints in a new container; it must end well."""
+    done = await engine.run("busybox", ["sh", "-c", script], **options)  # type: ignore[arg-type]
+    assert done.exit.code == 0, (done.exit, done.stdout, done.stderr)
+    return done.stdout.decode()
+
+
+async def records(container: Container) -> list[LogRecord]:
+    return [record async for record in container.logs()]
+
+
+async def logged(container: Container, stream: str | None = "stdout") -> bytes:
+    """All that is in a container's log of one stream, all runs together; None for both."""
+    return b"".join(record.data for record in await records(container) if stream in (None, record.stream))
+
+
+async def written(container: Container, wanted: bytes, timeout_s: float = 30.0) -> bytes:
+    """Wait until the log holds `wanted`, and give back the whole of it."""
+
+    async def there() -> bytes | None:
+        text = await logged(container, None)
+        return text if wanted in text else None
+
+    text = await eventually(there, timeout_s)
+    assert text is not None
+    return text
+
+
+def cgroup_of(pid: int, controller: str) -> Path:
+    """The directory of a process's cgroup; for cgroup v2 the controller makes no difference."""
+    unified = ""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return Path(f"/sys/fs/cgroup/{controller}{path}")
+        if not names:
+            unified = path
+    root = "/sys/fs/cgroup/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "/sys/fs/cgroup"
+    return Path(f"{root}{unified}")
+
+
+def host_controller(controller: str) -> str | None:
+    """`v1` or `v2`: where this host has a controller; None where it has none."""
+    if os.path.isdir(f"/sys/fs/cgroup/{controller}"):
+        return "v1"
+    for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        path = Path(root, "cgroup.controllers")
+        if path.exists() and re.search(rf"\b{'io' if controller == 'blkio' else controller}\b", path.read_text()):
+            return "v2"
+    return None
+
+
+def process_is_there(pid: int) -> bool:
+    """Whether a process of that number runs, zombies apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def running_in(container_id: str) -> list[int]:
+    """The processes whose cgroup is that of a container."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if container_id in (directory / "cgroup").read_text():
+                found.append(int(directory.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def descriptors(pid: int | str = "self") -> int:
+    """How many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
