@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lighterman.logs.reader import SegmentReader
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import FrameStream, LogStream
 
-from .support import put
+from .support import DEADLINE_S, eventually, put
 from .test_pump import write_all
 
 
@@ -170,15 +171,23 @@ async def test_cancelled_read_loses_nothing(process: Process) -> None:
 async def test_read_cancelled_in_the_thread_loses_nothing(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     process.out(b"hello")
     await process.sink.wait_beyond(4)
-    monkeypatch.setattr(SegmentReader, "_pread", no_page_cache(SegmentReader._pread))
+    entered, release = threading.Event(), threading.Event()
+    pread = SegmentReader._pread
+
+    def slow_disk(reader: SegmentReader, count: int, position: int, nowait: bool) -> bytes | bytearray:
+        entered.set()
+        assert release.wait(DEADLINE_S)
+        return pread(reader, count, position, nowait)
+
+    monkeypatch.setattr(SegmentReader, "_pread", no_page_cache(slow_disk))
     stream = LogStream(process.sink, STDOUT)
-    for turns in range(1, 8):
-        reading = asyncio.ensure_future(stream.read(10))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
+    reading = asyncio.ensure_future(stream.read(10))
+    await eventually(entered.is_set)
+    reading.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
     assert await stream.read(10) == b"hello"
     process.exit()
 
