@@ -1,0 +1,1 @@
+"""What Lighterman is measured against."""
