@@ -12,7 +12,7 @@ from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
-from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics
+from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics, Timings
 from lighterman.stdin import StdinWriter
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Container:
     def exit(self) -> ExitRecord | None:
         """How the last run ended; None while one is running, and before the first."""
         return self._entry.record.exit
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time of the last run went, from the request to start it to its end; empty until then."""
+        return self._engine.timings_of(self._entry)
 
     @property
     def stdin(self) -> StdinWriter:

@@ -303,6 +303,7 @@ class Engine:
         if entry.starting or (entry.client is not None and record.id in entry.client.containers()):
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
         entry.starting = True
+        entry.start_asked_mono = self._clock.mono()
         entry.reason = None
         entry.ended.clear()
         try:
@@ -335,6 +336,10 @@ class Engine:
         if signal == 9:
             entry.reason = entry.reason or "kill"
         await client.signal(entry.record.id, signal)
+
+    def timings_of(self, entry: Entry) -> Timings:
+        """See `Container.timings`."""
+        return _timings(entry, entry.start_asked_mono, entry.end_known_mono) if entry.ended.is_set() else Timings()
 
     async def update_container(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`."""
@@ -510,6 +515,7 @@ class Engine:
         await self._save(entry)
         if info.state is State.EXIT:
             entry.log.end()
+            entry.end_known_mono = self._clock.mono()
             entry.ended.set()
 
     def _exec_ended(self, entry: Entry, info: StateInfo) -> None:

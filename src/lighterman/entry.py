@@ -92,6 +92,8 @@ class Entry:
         self.starting = False
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
+        self.start_asked_mono = 0.0
+        self.end_known_mono = 0.0
 
     @property
     def client_name(self) -> str:

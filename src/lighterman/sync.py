@@ -1,0 +1,505 @@
+"""The blocking face: the same engine for programs without asyncio.
+
+```python
+with lighterman.sync.Engine() as engine:
+    done = engine.run("busybox", ["sh", "-c", "echo hi; exit 3"])
+```
+
+Each engine has one thread with an event loop, from its start to its close; no call starts another. All objects here may
+be used from several threads at a time. Ctrl-C in a waiting call cancels it, waits until what it had begun is undone,
+and raises KeyboardInterrupt; a second one does not wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal as signals
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+from lighterman import container as waiting
+from lighterman import engine as engines
+from lighterman import limits, stdin
+from lighterman.asking import Options
+from lighterman.errors import InvalidState
+from lighterman.lifecycle.status import Status
+from lighterman.logs.reader import Cursor, LogRecord
+from lighterman.logs.streams import LogStream
+from lighterman.results import Result
+from lighterman.runtimes.base import RuntimeVersion
+from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics, Timings
+
+__all__ = ["Container", "Engine", "OutputReader", "Process", "StdinWriter"]
+
+T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, and the way for other threads to have something done there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Return when it runs. Raises: InvalidState if it does already."""
+        with self._lock:
+            if self._thread is not None:
+                raise InvalidState("the engine is running already")
+            running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+            self._thread = threading.Thread(
+                target=lambda: asyncio.run(_until_stopped(running)), name="lighterman-engine", daemon=True
+            )
+            self._thread.start()
+            self._loop, self._stopped = running.result()
+
+    def stop(self) -> None:
+        """Cancel what is still waited for, and return when the thread has ended. Again is nothing."""
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+            if loop is not None:
+                loop.call_soon_threadsafe(self._stopped.set)
+        if thread is not None:
+            thread.join()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns or raises. Raises: InvalidState if the engine is not running, or is closed meanwhile."""
+        done: Future[T] = Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            task = asyncio.get_running_loop().create_task(work)
+            tasks.append(task)
+            task.add_done_callback(lambda ended: _hand_over(ended, done))
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
+        with self._lock:
+            loop = self._loop
+            if loop is not None:
+                loop.call_soon_threadsafe(begin)
+        if loop is None:
+            work.close()
+            raise InvalidState("the engine is not running: use `with Engine() as engine`")
+        try:
+            return done.result()
+        except CancelledError:
+            raise InvalidState("the engine was closed while this call waited") from None
+        except BaseException:
+            # Not the work's own: an exception of this thread, as KeyboardInterrupt is.
+            if not done.done():
+                loop.call_soon_threadsafe(cancel)
+                done.exception()
+            raise
+
+
+async def _until_stopped(running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    stopped = asyncio.Event()
+    running.set_result((asyncio.get_running_loop(), stopped))
+    await stopped.wait()
+
+
+def _hand_over(ended: asyncio.Task[T], done: Future[T]) -> None:
+    if ended.cancelled():
+        done.set_exception(CancelledError())
+        return
+    failed = ended.exception()
+    if failed is not None:
+        done.set_exception(failed)
+    else:
+        done.set_result(ended.result())
+
+
+class Engine:
+    """As `lighterman.Engine`; arguments, results and errors are described there."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, runtime: str | None = None) -> None:
+        self._engine = engines.Engine(root, runtime=runtime)
+        self._loop = _LoopThread()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start its thread, take the root, find a runtime, connect to the keeper, take up what lived on."""
+        self._loop.start()
+        try:
+            self._loop.call(self._engine.start())
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    def close(self) -> None:
+        """End and remove the containers that do not live on, give everything back. Again is nothing."""
+        try:
+            self._loop.call(self._engine.close())
+        except InvalidState:
+            return  # it was closed before, or by another thread meanwhile
+        finally:
+            self._loop.stop()
+
+    def version(self) -> RuntimeVersion:
+        """Which runtime is used by default, and why."""
+        return self._loop.call(self._engine.version())
+
+    def run(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float | None = None,
+        max_output: int = limits.MAX_OUTPUT_BYTES,
+        name: str | None = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Run a container to its end, and remove it."""
+        return self._loop.call(
+            self._engine.run(image, argv, stdin=stdin, timeout_s=timeout_s, max_output=max_output, name=name, **options)
+        )
+
+    @contextmanager
+    def container(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bool = False,
+        name: str | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Container]:
+        """A container that runs for the time of a block: created and started, at the end killed and removed."""
+        made = self._engine.container(image, argv, stdin=stdin, name=name, **options)
+        container = Container(self._loop, self._loop.call(_enter(made)))
+        try:
+            yield container
+        finally:
+            self._loop.call(_leave(made))
+
+    def create(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bool = False,
+        name: str | None = None,
+        lease: str | None = "process",
+        **options: Unpack[Options],
+    ) -> Container:
+        """Make a container without starting it."""
+        made = self._loop.call(self._engine.create(image, argv, stdin=stdin, name=name, lease=lease, **options))
+        return Container(self._loop, made)
+
+    def get(self, name_or_id: str) -> Container:
+        """By name, id, or an unambiguous beginning of an id."""
+        return Container(self._loop, self._loop.call(self._engine.get(name_or_id)))
+
+    def containers(self) -> list[Container]:
+        """All of them, the oldest first."""
+        return [Container(self._loop, one) for one in self._loop.call(self._engine.containers())]
+
+
+class Container:
+    """As `lighterman.Container`."""
+
+    def __init__(self, loop: _LoopThread, container: waiting.Container) -> None:
+        self._loop = loop
+        self._container = container
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits."""
+        return self._container.id
+
+    @property
+    def name(self) -> str:
+        """The one given, or made from the id."""
+        return self._container.name
+
+    @property
+    def status(self) -> Status:
+        """What was last observed."""
+        return self._container.status
+
+    @property
+    def pid(self) -> int:
+        """The host's number of the init process; 0 where none runs."""
+        return self._container.pid
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How the last run ended; None while one is running, and before the first."""
+        return self._container.exit
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time of the last run went, from the request to start it to its end; empty until then."""
+        return self._container.timings
+
+    @property
+    def stdin(self) -> StdinWriter:
+        """Raises: InvalidState if it was made without `stdin=True`, or never started."""
+        return StdinWriter(self._loop, self._container.stdin)
+
+    @property
+    def stdout(self) -> OutputReader:
+        """The output of the run that is under way or was last, from its first byte. With a terminal, all of it."""
+        return OutputReader(self._loop, self._loop.call(_output(self._container, 1)))
+
+    @property
+    def stderr(self) -> OutputReader:
+        """As `stdout`. Raises: InvalidState with a terminal."""
+        return OutputReader(self._loop, self._loop.call(_output(self._container, 2)))
+
+    def start(self) -> None:
+        """Start it. Returns when its program runs."""
+        self._loop.call(self._container.start())
+
+    def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
+        """Ask it to end with its stop signal, kill it after `grace_s` seconds."""
+        return self._loop.call(self._container.stop(grace_s=grace_s))
+
+    def kill(self, signal: int | str = signals.SIGKILL) -> None:
+        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
+        self._loop.call(self._container.kill(signal))
+
+    def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
+        """Stop it, if it runs, and start it."""
+        self._loop.call(self._container.restart(grace_s=grace_s))
+
+    def wait(self) -> ExitRecord:
+        """How it ended, once it has; a restart by its policy is not the end."""
+        return self._loop.call(self._container.wait())
+
+    def pause(self) -> None:
+        """Freeze all its processes."""
+        self._loop.call(self._container.pause())
+
+    def resume(self) -> None:
+        """Thaw them."""
+        self._loop.call(self._container.resume())
+
+    def stats(self) -> Statistics:
+        """Counters of its cgroup, now."""
+        return self._loop.call(self._container.stats())
+
+    def top(self) -> Sequence[ProcessSummary]:
+        """Its processes."""
+        return self._loop.call(self._container.top())
+
+    def update(self, resources: Resources) -> None:
+        """Change its limits while it runs."""
+        self._loop.call(self._container.update(resources))
+
+    def resize(self, *, height: int, width: int) -> None:
+        """Set its terminal's size in cells."""
+        self._loop.call(self._container.resize(height=height, width=width))
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        max_output: int = limits.MAX_OUTPUT_BYTES,
+    ) -> Result:
+        """Run a further process to its end. A timeout kills it, and shows as `exit.reason == "timeout"`."""
+        return self._loop.call(
+            self._container.exec(
+                argv,
+                stdin=stdin,
+                env=env,
+                workdir=workdir,
+                user=user,
+                timeout_s=timeout_s,
+                max_output=max_output,
+            )
+        )
+
+    def start_exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        console_size: ConsoleSize | None = None,
+    ) -> Process:
+        """Start a further process and return it running."""
+        started = self._loop.call(
+            self._container.start_exec(
+                argv,
+                stdin=stdin,
+                env=env,
+                workdir=workdir,
+                user=user,
+                terminal=terminal,
+                console_size=console_size,
+            )
+        )
+        return Process(self._loop, started)
+
+    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
+        """What it wrote, all runs, piece by piece; with `follow` also what comes, until it has ended for good."""
+        records = self._container.logs(after=after, follow=follow)
+        while (record := self._loop.call(_next(records))) is not None:
+            yield record
+
+    def remove(self, *, force: bool = False) -> None:
+        """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""
+        self._loop.call(self._container.remove(force=force))
+
+    def __repr__(self) -> str:
+        return repr(self._container)
+
+
+class Process:
+    """As `lighterman.Process`."""
+
+    def __init__(self, loop: _LoopThread, process: waiting.Process) -> None:
+        self._loop = loop
+        self._process = process
+
+    @property
+    def id(self) -> str:
+        """Unique among the execs of its container."""
+        return self._process.id
+
+    @property
+    def pid(self) -> int:
+        """The host's number."""
+        return self._process.pid
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How it ended; None while it runs."""
+        return self._process.exit
+
+    @property
+    def stdin(self) -> StdinWriter:
+        """Raises: InvalidState if it was started without `stdin=True`."""
+        return StdinWriter(self._loop, self._process.stdin)
+
+    @property
+    def stdout(self) -> OutputReader:
+        """Its output from the first byte; with a terminal, all of it."""
+        return OutputReader(self._loop, self._loop.call(_output(self._process, 1)))
+
+    @property
+    def stderr(self) -> OutputReader:
+        """As `stdout`. Raises: InvalidState with a terminal."""
+        return OutputReader(self._loop, self._loop.call(_output(self._process, 2)))
+
+    def wait(self) -> ExitRecord:
+        """How it ended, once it has."""
+        return self._loop.call(self._process.wait())
+
+    def kill(self, signal: int | str = signals.SIGKILL) -> None:
+        """Deliver one signal to it. Not running is not an error."""
+        self._loop.call(self._process.kill(signal))
+
+    def resize(self, *, height: int, width: int) -> None:
+        """Set its terminal's size in cells."""
+        self._loop.call(self._process.resize(height=height, width=width))
+
+    def __repr__(self) -> str:
+        return repr(self._process)
+
+
+class StdinWriter:
+    """A process's stdin."""
+
+    def __init__(self, loop: _LoopThread, writer: stdin.StdinWriter) -> None:
+        self._loop = loop
+        self._writer = writer
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write `data`; waits while much is queued.
+
+        Raises: BrokenPipe if the process has closed its stdin, or ended; AlreadyClosed; TypeError for text.
+        """
+        self._loop.call(self._write(data))
+
+    async def _write(self, data: bytes | bytearray | memoryview) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    def write_eof(self) -> None:
+        """After what was written, the process reads end of file; its output goes on. Again is nothing."""
+        self._loop.call(self._write_eof())
+
+    async def _write_eof(self) -> None:
+        self._writer.write_eof()
+
+    def close(self) -> None:
+        """The same as `write_eof`, for who expects that name."""
+        self.write_eof()
+
+    def wait_closed(self) -> None:
+        """Return when all was written and the process reads end of file. Raises: BrokenPipe if it read less."""
+        self._loop.call(self._writer.wait_closed())
+
+
+class OutputReader:
+    """stdout or stderr as bytes; iterating gives lines. Its place is that of all readers of the same stream."""
+
+    def __init__(self, loop: _LoopThread, stream: LogStream) -> None:
+        self._loop = loop
+        self._stream = stream
+
+    @property
+    def lost(self) -> int:
+        """How many bytes were rotated away before reading began."""
+        return self._stream.lost
+
+    def at_eof(self) -> bool:
+        """Whether everything has been read and nothing will come."""
+        return self._stream.at_eof()
+
+    def read(self, n: int = -1) -> bytes:
+        """Up to `n` bytes as soon as there are any, b"" at the end; with -1 everything up to the end."""
+        return self._loop.call(self._stream.read(n))
+
+    def readline(self) -> bytes:
+        """The next line with its newline; b"" at the end."""
+        return self._loop.call(self._stream.readline())
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+
+async def _enter(block: AbstractAsyncContextManager[T]) -> T:
+    return await block.__aenter__()
+
+
+async def _leave(block: AbstractAsyncContextManager[object]) -> None:
+    await block.__aexit__(None, None, None)
+
+
+async def _next(records: AsyncIterator[LogRecord]) -> LogRecord | None:
+    return await anext(records, None)
+
+
+async def _output(process: waiting.Container | waiting.Process, stream: int) -> LogStream:
+    # On the loop: two threads that ask at the same time get the same one.
+    return process.stdout if stream == 1 else process.stderr

@@ -1,0 +1,244 @@
+"""The blocking face: the same results without asyncio, from several threads, and Ctrl-C that leaves nothing."""
+
+from __future__ import annotations
+
+import _thread
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import lighterman
+from lighterman import sync
+from lighterman.errors import AlreadyExists, BrokenPipe, InvalidState, NotFound, RootLocked
+from lighterman.spec import Resources
+from support import eventually_sync
+
+pytestmark = pytest.mark.real
+
+
+def _threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("lighterman")}
+
+
+# ---- its own life ------------------------------------------------------------------------------------------------
+
+
+def test_import_starts_no_thread() -> None:
+    program = "import threading, lighterman.sync; lighterman.sync.Engine(); assert threading.active_count() == 1"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_one_thread_from_start_to_close() -> None:
+    engine = sync.Engine()
+    assert _threads() == set()
+    engine.start()
+    assert _threads() == {"lighterman-engine"}
+    engine.close()
+    assert _threads() == set()
+    engine.close()
+
+
+def test_not_started_and_closed_engines_say_so() -> None:
+    engine = sync.Engine()
+    with pytest.raises(InvalidState, match="not running"):
+        engine.run("busybox", ["true"])
+    with engine, pytest.raises(InvalidState, match="running already"):
+        engine.start()
+    with pytest.raises(InvalidState, match="not running"):
+        engine.containers()
+
+
+def test_failed_start_leaves_no_thread(tmp_path: Path) -> None:
+    with sync.Engine(tmp_path / "root"):
+        second = sync.Engine(tmp_path / "root")
+        with pytest.raises(RootLocked) as caught:
+            second.start()
+        assert caught.value.holder_pid == os.getpid()
+        assert len([thread for thread in threading.enumerate() if thread.name == "lighterman-engine"]) == 1
+
+
+# ---- the verbs ---------------------------------------------------------------------------------------------------
+
+
+def test_run() -> None:
+    with sync.Engine() as engine:
+        done = engine.run("busybox", ["sh", "-c", "cat; echo no >&2; exit 3"], stdin=b"yes\n")
+        assert (done.exit.code, done.stdout, done.stderr) == (3, b"yes\n", b"no\n")
+        late = engine.run("busybox", ["sleep", "1000"], timeout_s=0.1)
+        assert (late.exit.signal, late.exit.reason) == (9, "timeout")
+        assert engine.version().name in ("crun", "youki", "runc")
+        assert engine.containers() == []
+        with pytest.raises(NotFound, match="no-such-image"):
+            engine.run("no-such-image", ["true"])
+
+
+def test_container_block() -> None:
+    with sync.Engine() as engine:
+        with engine.container("busybox", ["sort"], stdin=True, name="box") as box:
+            assert (box.name, box.status, engine.get("box").id) == ("box", "running", box.id)
+            assert box.pid > 1
+            box.stdin.write(b"pear\n")
+            box.stdin.write(b"apple\n")
+            box.stdin.write_eof()
+            box.stdin.wait_closed()
+            assert list(box.stdout) == [b"apple\n", b"pear\n"]
+            assert box.stdout.at_eof()
+            assert box.wait().code == 0
+            assert box.exit is not None
+            assert box.stderr.read() == b""
+        assert engine.containers() == []
+
+
+def test_container_block_ends_its_container_on_an_error() -> None:
+    with sync.Engine() as engine:
+        with pytest.raises(ZeroDivisionError), engine.container("busybox", ["sleep", "1000"]):
+            raise ZeroDivisionError
+        assert engine.containers() == []
+
+
+def test_created_container() -> None:
+    with sync.Engine() as engine:
+        box = engine.create(
+            "busybox", ["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done"], name="c"
+        )
+        with pytest.raises(AlreadyExists):
+            engine.create("busybox", ["true"], name="c")
+        assert (box.status, box.exit) == ("created", None)
+        box.start()
+        assert box.stdout.readline() == b"up\n"
+        box.pause()
+        assert box.status == "paused"
+        box.resume()
+        assert box.stats().pids is not None
+        assert any("sh" in one.image_name for one in box.top())
+        box.update(Resources(pids_limit=50))
+        assert box.stats().pids_limit == 50
+        ended = box.stop()
+        assert ended is not None
+        assert ended.code == 5
+        box.start()
+        box.restart(grace_s=0)
+        box.kill("KILL")
+        assert box.wait().signal == 9
+        assert [record.data for record in box.logs()] == [b"up\n"] * len(list(box.logs()))
+        box.remove()
+        with pytest.raises(NotFound):
+            engine.get("c")
+
+
+def test_exec() -> None:
+    with sync.Engine() as engine, engine.container("busybox", ["sleep", "1000"]) as box:
+        done = box.exec(["sh", "-c", "cat; echo $X; exit 4"], stdin=b"in\n", env={"X": "x"})
+        assert (done.exit.code, done.stdout) == (4, b"in\nx\n")
+        process = box.start_exec(["cat"], stdin=True)
+        assert process.exit is None
+        process.stdin.write(b"abc")
+        assert process.stdout.read(100) == b"abc"
+        process.stdin.close()
+        assert process.wait().code == 0
+        shell = box.start_exec(["sh"], stdin=True, terminal=True)
+        shell.resize(height=11, width=33)
+        shell.stdin.write(b"stty size; exit 6\r")
+        assert b"11 33" in shell.stdout.read()
+        assert shell.wait().code == 6
+        sleeper = box.start_exec(["sleep", "1000"])
+        sleeper.kill("TERM")
+        assert sleeper.wait().signal == 15
+
+
+def test_logs_follow_to_the_end() -> None:
+    with sync.Engine() as engine:
+        box = engine.create("busybox", ["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.05; done; echo e >&2"])
+        box.start()
+        records = list(box.logs(follow=True))
+        assert b"".join(record.data for record in records if record.stream == "stdout") == b"1\n2\n3\n"
+        assert b"".join(record.data for record in records if record.stream == "stderr") == b"e\n"
+        first = records[0]
+        assert list(box.logs(after=first.cursor)) == records[1:]
+        box.remove()
+
+
+def test_write_waits_and_breaks() -> None:
+    data = os.urandom(8 * 1024 * 1024)
+    with sync.Engine() as engine:
+        with engine.container("busybox", ["sha256sum"], stdin=True) as box:
+            for start in range(0, len(data), 1 << 20):
+                box.stdin.write(data[start : start + (1 << 20)])
+            box.stdin.write_eof()
+            assert box.stdout.read().split()[0].decode() == hashlib.sha256(data).hexdigest()
+        with engine.container("busybox", ["true"], stdin=True) as box, pytest.raises(BrokenPipe):
+            while True:
+                box.stdin.write(data)
+
+
+# ---- threads and Ctrl-C ------------------------------------------------------------------------------------------
+
+
+def test_from_several_threads() -> None:
+    with sync.Engine() as engine, ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda i: engine.run("busybox", ["sh", "-c", f"echo {i}; exit {i}"]), range(8)))
+        assert [one.exit.code for one in done] == list(range(8))
+        assert [one.stdout for one in done] == [b"%d\n" % i for i in range(8)]
+
+
+def test_close_ends_what_another_thread_waits_for() -> None:
+    engine = sync.Engine()
+    engine.start()
+    box = engine.create("busybox", ["sleep", "1000"])
+    box.start()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(box.wait)
+        engine.close()
+        # Its end may have been told before the close was: either is an answer.
+        failed = waiting.exception(timeout=60)
+        assert isinstance(failed, InvalidState) or waiting.result().signal == 9
+
+
+def test_interrupt_is_undone_before_it_is_raised() -> None:
+    with sync.Engine() as engine:
+        watcher = threading.Thread(target=_interrupt_when_running, args=(engine,))
+        watcher.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.run("busybox", ["sleep", "1000"])
+        assert engine.containers() == []
+        watcher.join()
+        assert engine.run("busybox", ["true"]).ok
+
+
+def _interrupt_when_running(engine: sync.Engine) -> None:
+    eventually_sync(lambda: [one for one in engine.containers() if one.status == "running"])
+    _thread.interrupt_main()
+
+
+def test_public_names() -> None:
+    assert lighterman.Engine is not sync.Engine
+    missing = {
+        name
+        for one, other in (
+            (lighterman.Engine, sync.Engine),
+            (lighterman.Container, sync.Container),
+            (lighterman.Process, sync.Process),
+        )
+        for name in vars(one)
+        if not name.startswith("_") and not hasattr(other, name)
+    }
+    # The engine's own doors for containers and the supervisor, not for users.
+    assert missing <= {
+        "client_of",
+        "start_container",
+        "stop_container",
+        "signal_container",
+        "update_container",
+        "remove_container",
+        "start_exec",
+        "exec_to_end",
+        "signal_exec",
+        "attach_streams",
+        "state_changed",
+    }
