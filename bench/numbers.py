@@ -50,5 +50,13 @@ class Samples:
         return percentile(self.values, 95)
 
     @property
-    def best(self) -> float:
+    def p5(self) -> float:
+        return percentile(self.values, 5)
+
+    @property
+    def lowest(self) -> float:
         return min(self.values)
+
+    @property
+    def highest(self) -> float:
+        return max(self.values)

@@ -14,7 +14,12 @@ __all__ = ["Goal", "Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing. `ratio` is to the row named `against` of the same section."""
+    """One measured thing.
+
+    Attributes:
+        p95: of a rate it is the 5th percentile: what is worse than all but the worst twentieth.
+        ratio: to the row named `against` of the same section.
+    """
 
     section: str
     name: str
@@ -55,9 +60,17 @@ class Report:
     isolation: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def row(
-        self, section: str, name: str, samples: Samples, *, unit: str = "ms", scale: float = 1e3, against: str = ""
+        self,
+        section: str,
+        name: str,
+        samples: Samples,
+        *,
+        unit: str = "ms",
+        scale: float = 1e3,
+        against: str = "",
+        rate: bool = False,
     ) -> None:
-        """Add a row; `scale` is from the samples' unit to the shown one."""
+        """Add a row; `scale` is from the samples' unit to the shown one. rate: more is better."""
         base = self.median(section, against) if against else None
         median = samples.median * scale
         self.rows.append(
@@ -66,8 +79,8 @@ class Report:
                 name=name,
                 unit=unit,
                 median=median,
-                p95=samples.p95 * scale if len(samples) > 1 else None,
-                best=samples.best * scale,
+                p95=(samples.p5 if rate else samples.p95) * scale if len(samples) > 1 else None,
+                best=(samples.highest if rate else samples.lowest) * scale,
                 count=len(samples),
                 against=against if base is not None else None,
                 ratio=ratio(median, base),

@@ -66,9 +66,9 @@ def many(commands: Sequence[Sequence[str]], at_a_time: int) -> float:
 
 
 def words_of(path: str) -> str:
-    """The last words of a log, as one line."""
+    """The last line of a log."""
     with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
-        return " ".join(file.read()[-_LAST_WORDS:].split())
+        return next((line.strip()[-_LAST_WORDS:] for line in reversed(file.readlines()) if line.strip()), "")
     return ""
 
 

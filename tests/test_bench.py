@@ -81,9 +81,10 @@ def test_percentile_of_nothing_or_out_of_range_is_an_error(values: list[float], 
         percentile(values, percent)
 
 
-def test_samples_tell_median_p95_and_best() -> None:
+def test_samples_tell_median_and_both_ends() -> None:
     samples = Samples.of(float(number) for number in range(1, 102))
-    assert (samples.median, samples.p95, samples.best, len(samples)) == (51.0, 96.0, 1.0, 101)
+    assert (samples.median, samples.p5, samples.p95, len(samples)) == (51.0, 6.0, 96.0, 101)
+    assert (samples.lowest, samples.highest) == (1.0, 101.0)
 
 
 def test_ratio_of_what_was_not_measured_is_none() -> None:

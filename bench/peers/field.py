@@ -1,9 +1,10 @@
-"""All peers of one run: made when they are first asked for, ended together."""
+"""All peers of one run: made when a suite first asks for one, ended together."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 from bench.peers.docker import Docker
@@ -21,16 +22,34 @@ T = TypeVar("T")
 class Peers:
     """Each is None where it does not take part; the report says why."""
 
-    def __init__(self, workspace: Workspace, report: Report, *, docker: bool, podman: bool) -> None:
+    def __init__(self, workspace: Workspace, report: Report, *, docker: bool = True, podman: bool = True) -> None:
+        self._workspace = workspace
         self._report = report
-        self.crun = self._try("raw crun", lambda: RawRuntime("crun", workspace))
-        self.runc = self._try("raw runc", lambda: RawRuntime("runc", workspace))
-        self.podman = self._try("podman", lambda: Podman(workspace)) if podman else None
-        # The last, because it is the one that has to be ended.
-        self.docker = self._try("docker", lambda: Docker(workspace)) if docker else None
+        self._wanted = {"docker": docker, "podman": podman}
+        self._daemon: Docker | None = None
+
+    @cached_property
+    def crun(self) -> RawRuntime | None:
+        return self._try("crun", lambda: RawRuntime("crun", self._workspace))
+
+    @cached_property
+    def runc(self) -> RawRuntime | None:
+        return self._try("runc", lambda: RawRuntime("runc", self._workspace))
+
+    @cached_property
+    def podman(self) -> Podman | None:
+        return self._try("podman", lambda: Podman(self._workspace))
+
+    @cached_property
+    def docker(self) -> Docker | None:
+        self._daemon = self._try("docker", lambda: Docker(self._workspace))
+        return self._daemon
 
     def _try(self, name: str, make: Callable[[], T]) -> T | None:
-        print(f"bench: {name} ...", file=sys.stderr)
+        if not self._wanted.get(name, True):
+            self._report.absent[name] = "left out as asked"
+            return None
+        print(f"bench: making {name} ready", file=sys.stderr)
         try:
             return make()
         except Trouble as trouble:
@@ -39,5 +58,5 @@ class Peers:
 
     def close(self) -> None:
         """End what of them lives on."""
-        if self.docker is not None:
-            self.docker.close()
+        if self._daemon is not None:
+            self._daemon.close()

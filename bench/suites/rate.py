@@ -32,7 +32,7 @@ async def measure(setting: Setting) -> None:
             if contender.times:
                 rates = Samples.of(count / seconds for seconds in contender.times)
                 against = CRUN if contender.name != CRUN else ""
-                report.row(section, contender.name, rates, unit="/s", scale=1.0, against=against)
+                report.row(section, contender.name, rates, unit="/s", scale=1.0, against=against, rate=True)
             else:
                 report.absent[f"{section}: {contender.name}"] = contender.failed or "not measured"
     reached = ratio(report.median(section, OURS), report.median(section, CRUN))
