@@ -37,6 +37,7 @@ class Keepers:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._clients: list[KeeperClient] = []
         self._opened: list[int] = []
+        self.may_complain = False
 
     async def spawn(self, client: KeeperClient, job: Job) -> Spawned:
         """`client.spawn`, with its descriptors closed at the end of the test."""
@@ -93,6 +94,8 @@ class Keepers:
         for fd in (self.null, *self._opened):
             os.close(fd)
         remove_cgroups()
+        for log in self.root.rglob("keeper.log"):
+            assert self.may_complain or log.read_text() == "", f"a keeper had something to say: {log.read_text()}"
 
 
 def remove_cgroups() -> None:

@@ -76,7 +76,7 @@ def _serve(run_dir: str, state_dir: str, idle_s: float) -> None:
         # Before the lock goes with the process: a newer keeper makes a new socket.
         _unlink(address)
         listener.close()
-    slots.close(remove=len(keeper.table) == 0)
+    slots.close(remove=len(keeper.jobs.table) == 0)
     if own_cgroup:
         cgroup.leave_own()
     sys.stderr.flush()

@@ -55,10 +55,11 @@ class Leases:
         return name in self._leases and not self._leases[name].ended
 
     def grant(self, name: str, pidfd: int, remove: list[str]) -> None:
-        """Hold a lease against a process; it replaces an earlier one of the name."""
-        self.release(name)
-        lease = self._leases[name] = Lease(name, pidfd, remove)
+        """Hold a lease against a process; it replaces an earlier one of the name. Raises: OSError (no pidfd)."""
+        lease = Lease(name, pidfd, remove)
         self._watch(pidfd, EPOLLIN, lambda _events: self._owner_gone(lease))
+        self.release(name)
+        self._leases[name] = lease
 
     def release(self, name: str) -> None:
         """End a lease without consequence, unless its owner was faster."""

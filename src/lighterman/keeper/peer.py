@@ -12,6 +12,8 @@ from .table import Row
 MAX_QUEUED_MESSAGES = 1024
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 _EXITS_A_MESSAGE = 128
+ENGINE = "engine"
+OBSERVER = "observer"
 
 
 class PeerLost(Exception):
@@ -29,6 +31,10 @@ class Peer:
         self.watching_writes = False
         self._queue: list[tuple[bytes, Sequence[int]]] = []
         self._queued_bytes = 0
+
+    @property
+    def is_engine(self) -> bool:
+        return self.role == ENGINE
 
     def send(self, verb: int, request: int, body: dict[str, object], fds: Sequence[int] = ()) -> None:
         """Send or queue; `fds` are ours to close from now on. Raises: PeerLost."""

@@ -1,0 +1,162 @@
+"""What clients can ask for, one method each. `fds` came with the request: a verb takes out of it what it keeps."""
+
+from __future__ import annotations
+
+import os
+from _collections_abc import Callable
+
+from . import requests, stats, wire
+from .channel import close_all
+from .jobs import Jobs
+from .peer import Peer, exit_values
+from .requests import Refused, SpawnRequest
+from .table import Row
+
+_PAGE_BYTES = wire.MESSAGE_BYTES - 1024
+_PAGE_JOBS = 256
+# For those who only look.
+_HARMLESS = (wire.LIST, wire.PING, wire.STATS, wire.EXIT_OF)
+
+
+class Verbs:
+    """Answers requests about `jobs`; `leave` ends the keeper."""
+
+    def __init__(self, jobs: Jobs, own_cgroup: bool, leave: Callable[[], None]) -> None:
+        self._jobs = jobs
+        self._own_cgroup = own_cgroup
+        self._leave = leave
+        self._verbs: dict[int, Callable[[Peer, int, dict[str, object], list[int]], None]] = {
+            wire.SPAWN: self._spawn,
+            wire.ABORT: self._abort,
+            wire.LIST: self._list,
+            wire.EXIT_OF: self._exit_of,
+            wire.FETCH: self._fetch,
+            wire.CLOSE: self._close_held,
+            wire.ACKNOWLEDGE: self._acknowledge,
+            wire.LEASE: self._lease,
+            wire.RELEASE: self._release,
+            wire.REGISTER: self._register,
+            wire.PING: self._ping,
+            wire.STATS: self._stats,
+            wire.SHUTDOWN: self._shutdown,
+        }
+
+    def handle(self, peer: Peer, verb: int, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Do it and answer. Raises: Refused, OSError, PeerLost."""
+        handler = self._verbs.get(verb)
+        if handler is None:
+            raise Refused(requests.UNSUPPORTED, f"keeper does not support verb {verb}")
+        if not peer.is_engine and verb not in _HARMLESS:
+            raise Refused(requests.STATE, f"verb {verb} is for the engine only")
+        handler(peer, request, body, fds)
+
+    def _spawn(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        self._jobs.spawn(peer, request, SpawnRequest(body, fds), fds)
+
+    def _abort(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """End a runtime call that is under way; its own answer follows as that of one whose time was over."""
+        job = requests.job_key(body)
+        for call in self._jobs.calls.values():
+            if call.row is not None and call.row.job == job:
+                call.kill()
+        peer.send(wire.OK, request, {})
+
+    def _ping(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        peer.send(wire.OK, request, {})
+
+    def _stats(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        rss_bytes, private_bytes = stats.memory()
+        answer: dict[str, object] = {
+            "pid": os.getpid(),
+            "rss_bytes": rss_bytes,
+            "private_bytes": private_bytes,
+            "jobs": len(self._jobs.table),
+            "descriptors": stats.descriptors(),
+            "version": wire.VERSION,
+            "own_cgroup": self._own_cgroup,
+        }
+        peer.send(wire.OK, request, answer)
+
+    def _register(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        name = requests.text(body, "name")
+        if not name or "/" in name or len(fds) != 1:
+            raise Refused(requests.INVALID, f"binary {name[:40]!r}: must be a name without '/' and one descriptor")
+        self._jobs.register(name, fds[0])
+        fds.clear()
+        peer.send(wire.OK, request, {})
+
+    def _shutdown(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        if self._jobs.any and body.get("force") is not True:
+            raise Refused(requests.STATE, f"keeper has {len(self._jobs.table)} jobs: end them first")
+        self._leave()
+        peer.send(wire.OK, request, {})
+
+    def _lease(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        name = requests.lease_name(body)
+        remove = requests.paths(body, "remove")
+        if len(fds) != 1:
+            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd")
+        if self._jobs.leases.full:
+            raise Refused(requests.LIMIT, f"lease {name}: too many leases")
+        self._jobs.leases.grant(name, fds[0], remove)
+        fds.clear()
+        peer.send(wire.OK, request, {})
+
+    def _release(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        self._jobs.leases.release(requests.lease_name(body))
+        peer.send(wire.OK, request, {})
+
+    def _list(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Rows after serial `after`, as many as fit into one message; `more` says whether there are others."""
+        page: list[object] = []
+        size = 0
+        last = requests.number(body, "after")
+        more = False
+        for row in self._jobs.table.after(last):
+            exit = exit_values(row) if row.exited else None
+            entry = [row.job, row.pid, row.start_time, exit, row.recipe, row.meta, list(row.held)]
+            size += len(wire.encode(entry))
+            if page and (size > _PAGE_BYTES or len(page) == _PAGE_JOBS):
+                more = True
+                break
+            page.append(entry)
+            last = row.serial
+        peer.send(wire.OK, request, {"jobs": page, "last": last, "more": more})
+
+    def _exit_of(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        row = self._row(body)
+        peer.send(wire.OK, request, {"exit": exit_values(row) if row.exited else None})
+
+    def _fetch(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        held = self._row(body).held
+        duplicates: list[int] = []
+        try:
+            for fd in held.values():
+                duplicates.append(os.dup(fd))
+        except OSError:
+            close_all(duplicates)
+            raise
+        peer.send(wire.OK, request, {"names": list(held)}, duplicates)
+
+    def _close_held(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        row = self._row(body)
+        names = requests.names(body)
+        missing = [name for name in names if name not in row.held]
+        if missing:
+            raise Refused(requests.NOT_FOUND, f"job {row.job} holds no {missing[0][:40]!r}")
+        for name in set(names):
+            os.close(row.held.pop(name))
+        peer.send(wire.OK, request, {})
+
+    def _acknowledge(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Has no answer. Only an exit that was told can be acknowledged: one that was not is never lost."""
+        row = self._jobs.table.get(requests.job_key(body))
+        if row is not None and row.exited:
+            self._jobs.forget(row)
+
+    def _row(self, body: dict[str, object]) -> Row:
+        job = requests.job_key(body)
+        row = self._jobs.table.get(job)
+        if row is None:
+            raise Refused(requests.NOT_FOUND, f"keeper has no job {job}")
+        return row
