@@ -86,12 +86,13 @@ class World:
         for fault in self.plan.faults:
             fault.nth = -1  # a fault ends with its test
         for id in self.client.containers():
+            ending = asyncio.ensure_future(self.client.wait(id))
             try:
-                ending = asyncio.ensure_future(self.client.wait(id))
                 await self.client.terminate(id)
-                await ending
             except LightermanError as failed:
                 print(f"ending {id} after the test: {failed!r}")
+                ending.cancel()
+            await asyncio.wait([ending])
         await self.client.close()
         left = self.runtime.leftovers()
         registered = self.client.containers()

@@ -82,7 +82,7 @@ class Container:
         self._options = tuple(option for option in options if not isinstance(option, WithRestartPolicy | FirstRun))
         policies = [option.policy for option in options if isinstance(option, WithRestartPolicy)]
         self._restarts = RestartManager(policies[-1] if policies else RestartPolicy())
-        self._manually_stopped = False
+        self._manually_stopped = any(option.manually_stopped for option in options if isinstance(option, FirstRun))
         self._aborted = False
         self._generation = max((option.generation for option in options if isinstance(option, FirstRun)), default=1) - 1
         self._seq = 0
@@ -427,8 +427,14 @@ class Container:
 
     async def _undo(self, run: Run, first: BaseException) -> None:
         """Terminate and close what a failed start has made; the first error stays the one that is raised."""
-        await self._end_what_is_left(run, first)
-        await self._close_what_is_left(run)
+
+        async def undo() -> None:
+            await self._end_what_is_left(run, first)
+            await self._close_what_is_left(run)
+
+        # In a task of its own: who is cancelled twice, or a client that closes, must not leave half of it.
+        self.cleanup = self._around.finish(undo(), f"undo the start of {self.id}")
+        await asyncio.shield(self.cleanup)
 
     async def _end_what_is_left(self, run: Run, first: BaseException) -> None:
         try:
@@ -835,10 +841,10 @@ class Container:
         """End a start that is under way, or that waits for the old run's clean-up; False when it has started."""
         if self._run is not None:
             return False
-        self._aborted = True
         self._manually_stopped = True
-        if self._starting is not None:
+        if self._starting is not None and not self._aborted:
             self._starting.cancel()
+        self._aborted = True
         return True
 
     def _cut_restart_wait(self) -> bool:

@@ -56,7 +56,7 @@ class RecordingBackend:
         if self.attach_hangs:
             await asyncio.get_running_loop().create_future()
         if self.attach_error is not None:
-            raise self.attach_error
+            raise self.attach_error.with_traceback(None)
         if self.reads:
             self.read(container_id, process_id, streams)
 
@@ -75,7 +75,7 @@ class RecordingBackend:
                 if inspect.isawaitable(waiting):
                     await waiting
             if self.state_error is not None:
-                raise self.state_error
+                raise self.state_error.with_traceback(None)
         finally:
             self._telling.discard(info.container_id)
 

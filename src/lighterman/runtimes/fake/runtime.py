@@ -281,7 +281,7 @@ class FakeRuntime:
         if fault.pending_s is not None:
             raise OperationPending(f"fake: {operation} of {id!r} goes on", operation=operation, container=id)
         if fault.error is not None:
-            raise fault.error
+            raise fault.error.with_traceback(None)
 
     def _do_later(self, delay_s: float, act: Callable[[], Awaitable[object]], name: str) -> None:
         if delay_s == math.inf:
@@ -613,7 +613,7 @@ class FakeComputeProcess:
         if fault.hang:
             await asyncio.get_running_loop().create_future()
         if fault.error is not None:
-            raise fault.error
+            raise fault.error.with_traceback(None)
         await wait()
 
     async def exit_code(self) -> ExitCode:
