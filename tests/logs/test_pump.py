@@ -270,12 +270,15 @@ async def test_reader_of_stdout_is_not_held_responsible_for_stderr(pump: OutputP
     stream = LogStream(sink, STDOUT)
     os.write(out_w, b"first")
     assert await stream.read(5) == b"first"
+    reading = asyncio.ensure_future(stream.read())
     await asyncio.to_thread(write_all, err_w, b"e" * 3_000_000)
     os.close(err_w)
     await sink.wait_stream_end(STDERR)
+    await asyncio.sleep(0)
     os.write(out_w, b"second")
     os.close(out_w)
-    assert await stream.read() == b"second"
+    assert await reading == b"second"
+    assert stream.lost == 0
 
 
 async def test_dropped_reader_frees_the_container(pump: OutputPump, tmp_path: Path) -> None:
@@ -452,6 +455,35 @@ async def test_terminal_that_nobody_has_open_may_be_opened_again(pump: OutputPum
     sink.finish(STDOUT)
     assert await sink.wait_stream_end(STDOUT) is StreamEnd.EOF
     assert content(tmp_path) == b"onetwo"
+
+
+async def test_terminal_on_a_full_disk_loses_nothing(pump: OutputPump, small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"b" * 380_000)
+    master, slave, read, write = terminal()
+    sink = pump.open(str(small_disk / "1"), 10_000_000, 3)
+    sink.add_terminal(master, read, write)
+    data = os.urandom(60_000)
+    writing = asyncio.ensure_future(asyncio.to_thread(write_all, slave, data))
+    await eventually(lambda: sink.error is not None)
+    ballast.unlink()
+    await writing
+    # Without a further byte, and without an exit.
+    await sink.wait_beyond(59_999)
+    assert content(small_disk / "1") == data
+    os.close(slave)
+
+
+async def test_terminal_bytes_left_by_the_last_engine_arrive_without_a_new_one(
+    pump: OutputPump, tmp_path: Path
+) -> None:
+    master, slave, read, write = terminal()
+    os.write(write, b"left")
+    sink = pump.open(str(tmp_path))
+    sink.add_terminal(master, read, write)
+    await sink.wait_beyond(3)
+    assert content(tmp_path) == b"left"
+    os.close(slave)
 
 
 async def test_terminal_bytes_left_in_the_pipe_come_first(pump: OutputPump, tmp_path: Path) -> None:

@@ -305,3 +305,26 @@ async def test_reading_a_flood_lets_other_tasks_run(process: Process) -> None:
     task.cancel()
     # 256 KiB at a time.
     assert turns >= len(data) // (512 * 1024)
+
+
+def test_file_that_grows_just_before_it_gets_a_successor_is_read_to_its_end(tmp_path: Path) -> None:
+    writer = SegmentWriter(str(tmp_path), 4096, 10)
+    put(writer, STDOUT, b"a" * 100)
+
+    def list_and_grow() -> list[int]:
+        if writer.end == 200:
+            put(writer, STDOUT, b"c" * 8000)
+        return list_segments(str(tmp_path))
+
+    reader = SegmentReader(str(tmp_path), 0, list_and_grow)
+    assert reader.read()[0].data == b"a" * 100
+    assert reader.read() == []
+    put(writer, STDOUT, b"b" * 100)
+    reader.read(150)
+    got = bytearray()
+    while frames := reader.read():
+        got += b"".join(frame.data for frame in frames)
+    assert bytes(got) == b"c" * 8000
+    assert reader.lost == 0
+    reader.close()
+    writer.close()

@@ -113,6 +113,8 @@ class OutputPump:
         except OSError:
             del self._sources[source.fd]
             raise
+        if source.pipe is not None:
+            self.command(self._look, source)
 
     def command(self, act: Callable[..., None], *arguments: object) -> None:
         """Have something done in the thread. Nothing, once the pump is closed: every stream has ended then."""
@@ -196,6 +198,9 @@ class OutputPump:
                 self._end(source, self._how_ended(source))
         if writer.overfull:
             self._block(sink)
+        if source.pipe is not None and source.registered and buffered(source.pipe[0]):
+            # It got stuck halfway, and the next try will tell why.
+            moved += self._serve(source)
         return moved
 
     def _nothing_there(self, source: Source) -> None:
@@ -295,6 +300,15 @@ class OutputPump:
         for source in tuple(sink.sources.values()):
             self._resume(source)
 
+    def _look(self, source: Source) -> None:
+        """Serve a source of which epoll may not tell.
+
+        The end after an exit, if somebody else holds the write end of an empty pipe; and what is in the pipe behind a
+        terminal, which epoll does not watch.
+        """
+        if source.registered and (source.left is not None or source.pipe is not None):
+            self._serve(source)
+
     def _pause(self, source: Source) -> None:
         # epoll tells of a hang-up even if nothing is asked for: it has to forget the descriptor.
         if source.registered:
@@ -304,9 +318,7 @@ class OutputPump:
     def _resume(self, source: Source) -> None:
         if source.end is None and not source.sink.blocked and not source.registered:
             self._register(source)
-            if source.left is not None:
-                # Its end may come without an event: somebody else holds the write end, and the pipe is empty.
-                self._serve(source)
+            self._look(source)
 
     def _register(self, source: Source) -> None:
         source.registered = True

@@ -88,7 +88,8 @@ class FrameStream:
                 # Nothing of this stream lies in between, so it needs no frame before this place.
                 self._reader.offset = max(self._reader.offset, everything)
                 self._move_pin()
-                await self._sink.wait_until(lambda: self._until() > self._reader.offset or self._ended())
+                # Any output at all, so that this place keeps up with the other stream.
+                await self._sink.wait_until(lambda: self._sink.progress > self._reader.offset or self._ended())
         finally:
             self._reading = False
 
