@@ -467,7 +467,7 @@ async def test_terminal_on_a_full_disk_loses_nothing(pump: OutputPump, small_dis
     os.write(slave, data)
     await eventually(lambda: sink.error is not None)
     ballast.unlink()
-    # It is all in the pipe behind the terminal by now, where epoll does not look. Without a further byte, and without an exit.
+    # It is all in the pipe behind the terminal by now, where epoll does not look: no byte, no exit comes.
     await sink.wait_beyond(2999)
     assert content(small_disk / "1") == data
     os.close(slave)
