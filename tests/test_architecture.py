@@ -24,8 +24,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
     ("engine", "container", "doctor"),
+    ("recovery",),
+    ("books",),
     ("entry",),
-    ("asking", "stdin", "linux_host"),
+    ("asking", "stdin", "linux_host", "journal"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
@@ -38,6 +40,7 @@ EXCEPTIONS: tuple[tuple[str, str], ...] = (
     ("logs", "keeper.segments"),  # one format on disk, written by both
     ("engine", "container"),  # two halves of one face
     ("container", "engine"),
+    ("recovery", "engine"),  # for type checkers only: it is handed the engine
     ("record", "lifecycle.status"),  # the status is a word, and a row holds it
     ("__init__", "sync"),
     *((one, other) for one in LEVELS[-1] for other in LEVELS[-1] if one != other),
@@ -66,7 +69,7 @@ NEVER: dict[str, tuple[str, ...]] = {
 RESERVED: dict[str, tuple[str, ...]] = {
     "sqlite3": ("store",),
     "click": ("cli",),
-    "lighterman.engine": ("cli", "sync", "testing", "__init__", "container"),
+    "lighterman.engine": ("cli", "sync", "testing", "__init__", "container", "recovery"),
 }
 
 # The keeper's program runs outside of the package, under this name: what it reaches from here, by the imports of its

@@ -8,21 +8,19 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-import msgspec
-
-from lighterman import limits
+from lighterman import limits, recovery
 from lighterman.asking import Options, check_name, container_spec
+from lighterman.books import Books
 from lighterman.clock import Clock, SystemClock
 from lighterman.container import Container, Process
-from lighterman.entry import Entry, ExecEntry, exit_record, not_started, take_output
+from lighterman.entry import Entry, ExecEntry, Output, exit_record, not_started, take_output
 from lighterman.errors import (
-    AlreadyExists,
     AlreadyStopped,
     InvalidSpec,
     InvalidState,
@@ -33,6 +31,7 @@ from lighterman.errors import (
     UsageError,
 )
 from lighterman.images.image import Image
+from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import Status, next_status
 from lighterman.linux_host import LinuxHost, open_host
@@ -42,7 +41,7 @@ from lighterman.record import Record
 from lighterman.results import Result
 from lighterman.roots import StateRoot
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
-from lighterman.runtimes.options import FirstRun, OutputSegments, WithRestartPolicy
+from lighterman.runtimes.options import FirstRun, OutputSegments, WithLease, WithRestartPolicy
 from lighterman.spec import (
     ConsoleSize,
     ContainerSpec,
@@ -64,6 +63,8 @@ from lighterman.supervisor.tasks import OwnedTasks
 __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
+
+_OWNER = "owner"  # the keeper's name for the lease of this process
 
 
 class Engine:
@@ -90,11 +91,12 @@ class Engine:
         self._root = StateRoot.of(root)
         self._wanted_runtime = runtime
         self._clock: Clock = clock or SystemClock()
-        self._entries: dict[str, Entry] = {}
-        self._names: dict[str, Entry] = {}
         self._clients: dict[str, Client] = {}
         self._tasks = OwnedTasks()
         self._store: Store = MemoryStore()
+        self._host: LinuxHost | None = None
+        self._pump: OutputPump | None = None
+        self._books = Books(self._store, self._clock)
         self._open = False
 
     # ---- its own life --------------------------------------------------------------------------------------------
@@ -119,15 +121,25 @@ class Engine:
             raise NotSupported("running containers without root is not supported in this version: run it as root")
         await asyncio.to_thread(self._root.acquire)
         try:
-            self._host: LinuxHost = await open_host(self._root, self._wanted_runtime)
+            self._host = await open_host(self._root, self._wanted_runtime)
+            await self._lease_ourselves(self._host)
             self._pump = OutputPump(asyncio.get_running_loop())
             if not self._root.private:
                 await self._open_store()
             self._open = True
-            await self._take_up()
+            await recovery.take_up(self, self._host, self._books, self._store)
         except BaseException:
             await self._give_back()
             raise
+
+    async def _lease_ourselves(self, host: LinuxHost) -> None:
+        """What is not to live on ends within moments of our death, however that comes: the keeper sees to it."""
+        ourselves = os.pidfd_open(os.getpid())
+        try:
+            remove = (self._root.run, self._root.state) if self._root.private else ()
+            await host.keeper.lease(_OWNER, ourselves, remove=remove)
+        finally:
+            os.close(ourselves)
 
     async def _open_store(self) -> None:
         # Only who needs it pays for the import of sqlite3.
@@ -136,13 +148,14 @@ class Engine:
         store = SqliteStore(f"{self._root.state}/state.db")
         await store.open()
         self._store = store
+        self._books = Books(store, self._clock)
 
     async def close(self) -> None:
         """End and remove the containers that do not live on; stop watching the others; give everything back."""
         if not self._open:
             return
         self._open = False
-        leased = [entry for entry in self._entries.values() if entry.record.lease is not None or self._root.private]
+        leased = [entry for entry in self._books if entry.record.lease is not None]
         work = self._tasks.finish(self._end_all(leased), "end the containers of this engine")
         await asyncio.shield(work)
         await self._give_back()
@@ -160,12 +173,12 @@ class Engine:
         for client in self._clients.values():
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
-        if hasattr(self, "_pump"):
+        if self._pump is not None:
             await self._pump.close()
-        if hasattr(self, "_host"):
+        if self._host is not None:
             await self._host.close(end_keeper=self._root.private)
         await self._store.close()
-        for entry in self._entries.values():
+        for entry in self._books:
             entry.ended.set()
         if self._root.private:
             await asyncio.to_thread(self._root.remove)
@@ -173,7 +186,7 @@ class Engine:
 
     async def version(self) -> RuntimeVersion:
         """Which runtime is used by default, and why."""
-        return self._host.version
+        return self.host.version
 
     # ---- what you may ask ----------------------------------------------------------------------------------------
 
@@ -214,8 +227,8 @@ class Engine:
             await self._finish(self.remove_container(entry, force=True), f"undo {entry.record.name}")
             raise
         # It has ended and has told so: its name is free at once, and what is left to remove is in nobody's way.
-        self._forget(entry)
-        self._tasks.finish(self._delete_forgotten(entry), f"remove {entry.record.name}")
+        self._books.strike(entry)
+        self._tasks.finish(self._take_away(entry), f"remove {entry.record.name}")
         assert entry.record.exit is not None
         return Result(
             exit=entry.record.exit,
@@ -257,9 +270,10 @@ class Engine:
     ) -> Container:
         """Make a container without starting it.
 
-        Args: lease: `"process"`: it is killed and removed when the engine is closed; None: it lives on, which needs an
-            engine with a `root` of its own.
-        Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError.
+        Args: lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process
+            dies; None: it lives on, which needs an engine with a `root` of its own.
+        Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError, StoreError.
+        If cancelled: it is not there.
         """
         if lease not in ("process", "scope", None):
             raise InvalidSpec(f"lease {lease!r}: must be 'process', 'scope' or None")
@@ -269,26 +283,42 @@ class Engine:
         return Container(self, entry)
 
     async def get(self, name_or_id: str) -> Container:
-        """By name, id, or an unambiguous beginning of an id. Raises: NotFound, InvalidSpec if it is ambiguous."""
-        entry = self._names.get(name_or_id) or self._entries.get(name_or_id)
-        if entry is None and len(name_or_id) >= 4:
-            found = [entry for id, entry in self._entries.items() if id.startswith(name_or_id)]
-            if len(found) > 1:
-                raise InvalidSpec(f"container id {name_or_id!r}: {len(found)} containers begin so, give more of it")
-            entry = found[0] if found else None
-        if entry is None:
-            raise NotFound(f"no container {name_or_id!r:.140} in this engine")
-        return Container(self, entry)
+        """By name, id, or an unambiguous beginning of an id.
+
+        One that was removed is found by name or id for limits.TOMBSTONE_S more, so that `wait` still answers.
+        Raises: NotFound, InvalidSpec if a beginning is ambiguous.
+        """
+        return Container(self, self._books.find(name_or_id))
 
     async def containers(self) -> list[Container]:
         """All of them, the oldest first."""
-        return [Container(self, entry) for entry in self._entries.values()]
+        return [Container(self, entry) for entry in self._books]
+
+    def events(
+        self, *, after: int | None = None, kinds: Iterable[str] = (), container: str | None = None, follow: bool = True
+    ) -> AsyncIterator[Event]:
+        """What happens to the containers of this root, in order; see `Event`.
+
+        Args:
+            after: the `seq` that was read last; 0 begins with the oldest kept; None with what comes from now on.
+            kinds, container: only events of these kinds, of the container with this id.
+            follow: go on with what comes; otherwise stop at the end. A slow reader is never dropped.
+        """
+        self._must_be_open()
+        return self._books.journal.events(after, kinds=kinds, container=container, follow=follow)
 
     # ---- what the faces of a container ask -----------------------------------------------------------------------
 
+    @property
+    def host(self) -> LinuxHost:
+        """What it has of this host. Raises: InvalidState before `start`."""
+        if self._host is None:
+            raise InvalidState("the engine is not running: use `async with Engine() as engine`")
+        return self._host
+
     def client_of(self, entry: Entry) -> Client:
         """The client that runs it. Raises: InvalidState if nothing of it runs."""
-        if entry.client is None or entry.record.id not in entry.client.containers():
+        if entry.client is None or not entry.is_registered:
             raise InvalidState(
                 f"container {entry.record.name} is {entry.record.status}, not running", container=entry.record.id
             )
@@ -298,27 +328,37 @@ class Engine:
         """See `Container.start`."""
         self._must_be_open()
         record = entry.record
-        if entry.removed.is_set():
+        if entry not in self._books:
             raise NotFound(f"container {record.name} was removed", container=record.id)
-        if entry.starting or (entry.client is not None and record.id in entry.client.containers()):
+        if entry.starting or entry.is_registered:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
         entry.starting = True
-        entry.start_asked_mono = self._clock.mono()
-        entry.reason = None
-        entry.ended.clear()
         try:
-            runtime = await self._host.runtime(record.spec.runtime)
-            entry.client = self._client(runtime.name)
-            record.runtime = runtime.name
-            spec = await self._spec(entry)
-            await entry.client.create(record.id, spec, *self._create_options(entry))
+            await self._start(entry)
         except BaseException as failed:
             if isinstance(failed, LightermanError):
                 record.exit = not_started(str(failed), record.generation)
             entry.ended.set()
             raise
         finally:
+            record.starting = 0
             entry.starting = False
+
+    async def _start(self, entry: Entry) -> None:
+        record = entry.record
+        entry.start_asked_mono = self._clock.mono()
+        runtime = await self.host.runtime(record.spec.runtime)
+        entry.client = self.client(runtime.name)
+        entry.reason = None
+        entry.ended.clear()
+        entry.told_start.clear()
+        record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
+        spec = await self.spec_of(entry)
+        # A store that can't be written refuses the start here, with nothing done.
+        await self._books.save(entry)
+        await entry.client.create(record.id, spec, *self.create_options(entry))
+        # What was promised to the caller must be there after a crash.
+        await entry.told_start.wait()
 
     async def stop_container(self, entry: Entry, grace_s: float) -> ExitRecord | None:
         """See `Container.stop`."""
@@ -331,10 +371,12 @@ class Engine:
     async def signal_container(self, entry: Entry, signal: int) -> None:
         """See `Container.kill`."""
         client = entry.client
-        if client is None or entry.record.id not in client.containers():
+        if client is None or not entry.is_registered:
             return
         if signal == 9:
             entry.reason = entry.reason or "kill"
+        if signal in (9, entry.record.spec.stop_signal or 15):
+            await self._mark_stopped(entry)
         await client.signal(entry.record.id, signal)
 
     def timings_of(self, entry: Entry) -> Timings:
@@ -343,17 +385,17 @@ class Engine:
 
     async def update_container(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`."""
-        await asyncio.to_thread(self._host.check_resources, resources)
+        await asyncio.to_thread(self.host.check_resources, resources)
         await self.client_of(entry).update_resources(entry.record.id, resources)
 
     async def remove_container(self, entry: Entry, *, force: bool = False) -> None:
         """See `Container.remove`."""
         record = entry.record
-        if self._entries.get(record.id) is not entry:
+        if entry not in self._books:
             if entry.removed.is_set():
                 return
             raise NotFound(f"container {record.name} was removed", container=record.id)
-        if entry.starting or (entry.client is not None and record.id in entry.client.containers()):
+        if entry.starting or entry.is_registered:
             if not force:
                 raise InvalidState(
                     f"container {record.name} is {record.status}: stop it first, or remove it by force",
@@ -363,11 +405,25 @@ class Engine:
             if await self._end(entry, "removed", 0):
                 await entry.ended.wait()
         # Two may have waited for the same end.
-        if self._entries.get(record.id) is not entry:
+        if entry not in self._books:
             return
-        await self._store.delete(record.id)
-        self._forget(entry)
+        before, record.status = record.status, Status.REMOVING
+        try:
+            # From here on it is removed, whoever dies: the next engine goes on with it.
+            await self._books.save(entry)
+        except StoreError:
+            record.status = before
+            raise
+        self._books.strike(entry)
         await self._take_away(entry)
+
+    async def _take_away(self, entry: Entry) -> None:
+        """All that one whose name is free again has left: its files, then its row."""
+        entry.output_of.close()
+        for life in entry.execs.values():
+            life.output_of.close()
+        await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
+        await self._books.bury(entry)
 
     async def start_exec(
         self,
@@ -387,7 +443,7 @@ class Engine:
             raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
         if entry.process is None:
             raise InvalidState(f"container {entry.record.name} is {entry.record.status}, not running")
-        config = await self._host.exec_process(
+        config = await self.host.exec_process(
             entry.process,
             tuple(argv),
             root=f"/proc/{entry.record.pid}/root",
@@ -404,7 +460,7 @@ class Engine:
             life.pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:
             if isinstance(failed, asyncio.CancelledError):
-                # The start goes on in the client; what comes of it is killed by whoever finds it unwanted.
+                # The start goes on in the client; what comes of it is killed, since nobody wants it.
                 self._tasks.finish(self._kill_exec_when_started(entry, life), f"undo exec {life.name}")
             else:
                 entry.execs.pop(life.name, None)
@@ -472,15 +528,14 @@ class Engine:
 
     async def attach_streams(self, container_id: str, process_id: str, streams: Streams) -> None:
         """Take a new process's streams: output into segments, stdin behind a writer."""
-        entry = self._entries.get(container_id)
-        if entry is None:
+        entry = self._books.by_id(container_id)
+        if entry is None or self._pump is None:
             raise NotFound(f"container {container_id} was removed", container=container_id)
         if process_id == "init":
             sink = await entry.log.open_run(streams.generation)
-            output = entry.output_of
-            output.close()
-            entry.output_of = output = type(output)()
-            entry.start_times = self._host.start_times(entry.record.runtime, container_id)
+            entry.output_of.close()
+            entry.output_of = output = Output()
+            entry.start_times = self.host.start_times(entry.record.runtime, container_id)
         else:
             life = entry.execs.get(process_id)
             if life is None:
@@ -493,36 +548,124 @@ class Engine:
             output.stdin = StdinWriter(streams.stdin, self._tasks.watch)
 
     async def state_changed(self, info: StateInfo) -> None:
-        """One change of one container: the record, the store, then who waits."""
-        entry = self._entries.get(info.container_id)
+        """One change of one container: record and event in one transaction, then who waits."""
+        entry = self._books.by_id(info.container_id)
         if entry is None:
             return
+        if info.state in (State.START_PROCESS, State.EXIT_PROCESS):
+            await self._exec_changed(entry, info)
+            return
         record = entry.record
-        if info.state is State.START_PROCESS:
-            return
-        if info.state is State.EXIT_PROCESS:
-            self._exec_ended(entry, info)
-            return
         record.status = next_status(record.status, info.state)
+        record.generation, record.pid = info.generation, info.pid
         if info.state in (State.START, State.RESTORE):
-            record.generation, record.pid = info.generation, info.pid
-            record.started_at, record.exit = info.started_at, None
+            record.started_at, record.exit, record.starting = info.started_at, None, 0
         elif info.state in (State.EXIT, State.RESTART):
-            record.generation, record.pid = info.generation, 0
+            record.pid = 0
             record.exit = exit_record(info, entry.reason)
             entry.last_end = info
             entry.reason = None
-        await self._save(entry)
-        if info.state is State.EXIT:
+        event = Event(
+            kind=info.state,
+            container=record.id,
+            name=record.name,
+            generation=info.generation,
+            pid=info.pid,
+            exit=record.exit,
+            reason=info.reason,
+        )
+        await self._books.tell_fact(entry, event)
+        if info.state in (State.START, State.RESTORE):
+            entry.told_start.set()
+        elif info.state is State.EXIT:
             entry.log.end()
             entry.end_known_mono = self._clock.mono()
+            entry.told_start.set()
             entry.ended.set()
 
-    def _exec_ended(self, entry: Entry, info: StateInfo) -> None:
+    async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
         life = entry.execs.get(info.process_id)
-        if life is not None:
-            life.exit = exit_record(info, life.reason)
+        exit = None
+        if info.state is State.EXIT_PROCESS:
+            exit = exit_record(info, life.reason if life else None)
+        event = Event(
+            kind=info.state,
+            container=entry.record.id,
+            name=entry.record.name,
+            generation=info.generation,
+            process=info.process_id,
+            pid=info.pid,
+            exit=exit,
+        )
+        await self._books.tell_fact(entry, event)
+        if life is not None and exit is not None:
+            life.exit = exit
             life.ended.set()
+
+    # ---- what coming back needs (recovery) -----------------------------------------------------------------------
+
+    def new_entry(self, record: Record) -> Entry:
+        """What is held in memory of a container."""
+        assert self._pump is not None
+        return Entry(record, ContainerLog(self._pump, Path(self._root.container(record.id), "logs")))
+
+    def client(self, runtime: str) -> Client:
+        """The client over one runtime, which must have been asked for before."""
+        client = self._clients.get(runtime)
+        if client is None:
+            client = self._clients[runtime] = Client(self.host.opened(runtime), self, clock=self._clock)
+        return client
+
+    async def spec_of(self, entry: Entry, *, only_check: bool = False) -> Spec:
+        """What its runtime is given. Raises: as `create`, and for what has changed on the host since."""
+        record = entry.record
+        image = await self.host.image(record.spec.image, record.spec.rootfs)
+        directory = self._root.container(record.id)
+        rootfs = _rootfs(record.spec, image, directory, volatile=self._root.private)
+        spec = await self.host.spec(record.id, record.spec, image, rootfs, directory, write=not only_check)
+        entry.process = spec.process
+        return spec
+
+    def create_options(self, entry: Entry) -> list[CreateOption]:
+        """For its next run."""
+        record = entry.record
+        options: list[CreateOption] = [
+            OutputSegments(self._root.container(record.id), limits.SEGMENT_BYTES, limits.SEGMENT_FILES),
+            FirstRun(record.generation + 1, record.manually_stopped),
+        ]
+        if record.lease is not None:
+            options.append(WithLease(_OWNER))
+        if record.spec.restart.name != "no":
+            options.append(WithRestartPolicy(record.spec.restart))
+        return options
+
+    def go_on(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something in the background that the closing engine waits for."""
+        self._tasks.finish(work, name)
+
+    def start_later(self, entry: Entry) -> None:
+        """Start it in the background; a failure is its exit record."""
+        self._tasks.watch(self._start_quietly(entry), f"start {entry.record.name}")
+
+    async def _start_quietly(self, entry: Entry) -> None:
+        try:
+            await self.start_container(entry)
+        except LightermanError as failed:
+            log.error("container %s: starting it failed: %s", entry.record.name, failed)
+
+    async def remove_quietly(self, entry: Entry) -> None:
+        """End and remove one whose owner is gone."""
+        try:
+            await self.remove_container(entry, force=True)
+        except LightermanError as failed:
+            log.error("container %s: removing it failed: %s", entry.record.name, failed)
+
+    async def finish_removal(self, entry: Entry) -> None:
+        """Go on with a removal that an earlier engine had begun."""
+        try:
+            await self._take_away(entry)
+        except LightermanError as failed:
+            log.error("container %s: removing it failed: %s", entry.record.name, failed)
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -540,96 +683,49 @@ class Engine:
         spec = container_spec(image, argv, stdin=stdin, options=options)
         id = secrets.token_hex(16)
         name = check_name(name) if name is not None else f"lm-{id[:12]}"
-        if name in self._names:
-            raise AlreadyExists(f"a container named {name!r} exists already: remove it, or use another name")
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")
-        record = Record(id=id, name=name, spec=spec, created_at=self._clock.wall(), lease=lease)
-        entry = Entry(record, ContainerLog(self._pump, Path(self._root.container(id), "logs")))
-        self._entries[id] = self._names[name] = entry
+        entry = self.new_entry(Record(id=id, name=name, spec=spec, created_at=self._clock.wall(), lease=lease))
+        self._books.enter(entry)
         try:
             # Everything that can be wrong shows here, before anything is on disk.
-            await self._spec(entry, only_check=True)
-            await self._save(entry, must=True)
-        except BaseException:
-            self._entries.pop(id, None)
-            self._names.pop(name, None)
+            await self.spec_of(entry, only_check=True)
+            await self._books.tell(entry, Event(kind="create", container=id, name=name))
+        except BaseException as failed:
+            if isinstance(failed, asyncio.CancelledError):
+                # The commit may happen all the same: what it has written is taken away again.
+                self._books.strike(entry)
+                self._tasks.finish(self._take_away(entry), f"undo {name}")
+            else:
+                self._books.unenter(entry)
             raise
         return entry
 
-    async def _spec(self, entry: Entry, *, only_check: bool = False) -> Spec:
-        record = entry.record
-        image = await self._host.image(record.spec.image, record.spec.rootfs)
-        directory = self._root.container(record.id)
-        rootfs = _rootfs(record.spec, image, directory, volatile=self._root.private)
-        spec = await self._host.spec(record.id, record.spec, image, rootfs, directory, write=not only_check)
-        entry.process = spec.process
-        return spec
-
-    def _create_options(self, entry: Entry) -> list[CreateOption]:
-        record = entry.record
-        options: list[CreateOption] = [
-            OutputSegments(self._root.container(record.id), limits.SEGMENT_BYTES, limits.SEGMENT_FILES),
-            FirstRun(record.generation + 1),
-        ]
-        if record.spec.restart.name != "no":
-            options.append(WithRestartPolicy(record.spec.restart))
-        return options
-
-    def _client(self, runtime: str) -> Client:
-        client = self._clients.get(runtime)
-        if client is None:
-            client = self._clients[runtime] = Client(self._host.opened(runtime), self, clock=self._clock)
-        return client
-
-    async def _take_up(self) -> None:
-        """What lived on when an earlier engine of this root was left, or died."""
-        for encoded in await self._store.load():
-            record = msgspec.json.decode(encoded, type=Record)
-            entry = Entry(record, ContainerLog(self._pump, Path(self._root.container(record.id), "logs")))
-            self._entries[record.id] = self._names[record.name] = entry
-            if record.status in (Status.CREATED, Status.EXITED):
-                entry.ended.set()
-                continue
-            record.status = Status.EXITED if record.status is Status.RESTARTING else Status.CREATED
-            record.exit = None
-            runtime = await self._host.runtime(record.runtime or None)
-            entry.client = self._client(runtime.name)
-            spec = await self._spec(entry, only_check=True)
-            record.generation -= 1
-            await entry.client.restore(record.id, *self._create_options(entry), spec=spec)
-
-    def _forget(self, entry: Entry) -> None:
-        """It is no longer one of ours: id and name are free."""
-        self._entries.pop(entry.record.id, None)
-        self._names.pop(entry.record.name, None)
-        entry.record.status = Status.REMOVED
-        entry.removed.set()
-
-    async def _delete_forgotten(self, entry: Entry) -> None:
-        await self._store.delete(entry.record.id)
-        await self._take_away(entry)
-
-    async def _take_away(self, entry: Entry) -> None:
-        """All that a forgotten one has left, its row in the store apart."""
-        entry.output_of.close()
-        for life in entry.execs.values():
-            life.output_of.close()
-        await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
+    async def _mark_stopped(self, entry: Entry) -> None:
+        """Written down before it acts, so that no policy starts it again after a crash in between."""
+        if entry.record.spec.restart.name == "no":
+            return
+        entry.record.manually_stopped = True
+        try:
+            await self._books.save(entry)
+        except StoreError as failed:
+            # A full disk is no reason not to stop something.
+            log.error("container %s: that it was stopped is not written down: %s", entry.record.name, failed)
 
     async def _end(self, entry: Entry, reason: str, grace_s: float) -> bool:
         """Stop it if anything of it runs; False if nothing does."""
         client = entry.client
-        if client is None or entry.record.id not in client.containers():
+        if client is None or not entry.is_registered:
             return False
         entry.reason = entry.reason or reason
+        await self._mark_stopped(entry)
         try:
             if grace_s:
                 await client.stop(entry.record.id, grace_s=grace_s)
             else:
                 await client.terminate(entry.record.id)
         except NotFound:
-            pass  # it ended in the same moment
+            log.debug("container %s ended in the same moment", entry.record.name)
         return True
 
     async def _to_end(
@@ -668,7 +764,7 @@ class Engine:
         entry.execs.pop(life.name, None)
 
     async def _kill_exec_when_started(self, entry: Entry, life: ExecEntry) -> None:
-        while entry.client is not None and entry.record.id in entry.client.containers() and not life.ended.is_set():
+        while entry.client is not None and entry.is_registered and not life.ended.is_set():
             try:
                 await entry.client.signal_process(entry.record.id, life.name, 9)
             except InvalidState:
@@ -679,18 +775,9 @@ class Engine:
             await life.ended.wait()
         entry.execs.pop(life.name, None)
 
-    async def _finish(self, work: Any, name: str) -> None:
+    async def _finish(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do it to its end even if who asked is cancelled meanwhile."""
         await asyncio.shield(self._tasks.finish(work, name))
-
-    async def _save(self, entry: Entry, *, must: bool = False) -> None:
-        try:
-            await self._store.save(entry.record.id, msgspec.json.encode(entry.record))
-        except StoreError as failed:
-            if must:
-                raise
-            # What has happened has happened: the record is right in memory, and saved with the next change.
-            log.error("container %s: its record was not saved: %s", entry.record.name, failed)
 
     def _must_be_open(self) -> None:
         if not self._open:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from lighterman.errors import InvalidState, NotFound
-from lighterman.lifecycle.events import StateInfo
+from lighterman.lifecycle.events import State, StateInfo
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
@@ -89,11 +89,17 @@ class Entry:
         self.reason: str | None = None  # who asked for the end that comes next
         self.ended = asyncio.Event()
         self.removed = asyncio.Event()
+        self.told_start = asyncio.Event()  # the start, or its failure, is written down
         self.starting = False
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
         self.start_asked_mono = 0.0
         self.end_known_mono = 0.0
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether a client watches it: from its start to its told end."""
+        return self.client is not None and self.record.id in self.client.containers()
 
     @property
     def client_name(self) -> str:
@@ -152,6 +158,8 @@ def _tie(stream: ReadStream, sink: OutputSink, number: int) -> None:
 def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
     """The record of an end that was told."""
     known = info.exit_code_known and not info.not_started
+    if known and info.state is not State.RESTART:
+        reason = reason or info.reason
     if reason is None and info.oom_killed and info.signal == 9:
         reason = "oom"
     duration = None

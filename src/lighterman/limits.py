@@ -62,6 +62,13 @@ LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease
 # Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).
 CONCURRENT_STARTS = _count("CONCURRENT_STARTS", 4 * (os.cpu_count() or 1))
 
+# ---- what is kept ----
+TOMBSTONE_S = _number("TOMBSTONE_S", 600.0)  # how long a removed container's exit can still be asked for
+TOMBSTONES = _count("TOMBSTONES", 1000)  # of them in memory; who runs thousands a second asks at once or never
+EVENTS_KEPT = _count("EVENTS_KEPT", 100_000)  # events; about 20 MB on disk
+EVENTS_KEPT_S = _number("EVENTS_KEPT_S", 30 * 86400.0)  # a month of history, where there is room
+STORE_RETRY_S = _number("STORE_RETRY_S", 1.0)  # between attempts to commit an exit while the disk is full
+
 # ---- sizes ----
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024  # captured by run() and exec(), each stream
 SEGMENT_BYTES = _count("SEGMENT_BYTES", 10_000_000)  # rotated by default: 5 x 10 MB

@@ -5,26 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from lighterman.errors import KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
-from lighterman.keeper.client import KeeperClient
+from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
-from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host, check_resources
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, cgroup_host, check_resources
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
+from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
-from lighterman.runtimes.oci.runtime import OciRuntime
+from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
-from lighterman.runtimes.oci.system import RuntimeCall
+from lighterman.runtimes.oci.system import JobMeta, RuntimeCall, decode_meta
 from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, Rootfs, Spec
 
-__all__ = ["LinuxHost", "open_host"]
+__all__ = ["HeldJob", "LinuxHost", "open_host"]
 
 log = logging.getLogger(__name__)
+
+
+class HeldJob(NamedTuple):
+    """A job of the keeper, and what it was started for."""
+
+    job: JobState
+    meta: JobMeta
 
 
 async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
@@ -96,6 +107,7 @@ class LinuxHost:
             RuntimeVersion(name=probed.name, version=probed.version, path=probed.path, reason=reason),
             keeper=self.keeper,
             run_dir=self._root.run,
+            exits_dir=f"{self._root.state}/exits",
             cgroups=self._cgroups,
             filters=filters,
             slots=self._slots,
@@ -108,6 +120,41 @@ class LinuxHost:
     def start_times(self, runtime: str, id: str) -> tuple[float, float] | None:
         """See `OciRuntime.start_times`."""
         return self._runtimes[runtime].start_times(id) if runtime in self._runtimes else None
+
+    # ---- what an earlier engine left ----
+
+    @staticmethod
+    def boot_id() -> str:
+        """Of the host's present life. Blocking."""
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+
+    @staticmethod
+    def now() -> float:
+        """Unix time, seconds."""
+        return time.time()
+
+    async def held_jobs(self) -> list[HeldJob]:
+        """Every process that the keeper has for this root, or has told the end of without an acknowledgement."""
+        held = []
+        for job in await self.keeper.list_jobs():
+            meta = decode_meta(job.meta)
+            if meta is None:
+                await self._end_job(job)
+            else:
+                held.append(HeldJob(job, meta))
+        return held
+
+    async def end_jobs(self, jobs: Sequence[HeldJob]) -> None:
+        """Kill what runs of them, acknowledge them, and take away what their runs have left."""
+        for held in jobs:
+            await self._end_job(held.job)
+            if held.meta.kind == "init" and held.meta.runtime in RUNTIMES:
+                runtime = await self.runtime(held.meta.runtime)
+                await runtime.remove_remains(held.meta.id)
+
+    async def _end_job(self, job: JobState) -> None:
+        await end_job(self.keeper, job, self._cgroups)
 
     # ---- from wishes to a spec ----
 
@@ -241,12 +288,20 @@ async def _end_jobs(root: StateRoot) -> None:
     try:
         cgroups = cgroup_host()
         for job in await keeper.list_jobs():
-            cgroup = Cgroup(str(job.recipe.get("cgroup", f"/lighterman/{job.job}")), cgroups)
-            await asyncio.to_thread(cgroup.kill)
-            if job.exit is None and job.pid is not None:
-                await keeper.wait_exit(job.job)
-            await keeper.acknowledge(job.job)
-            await asyncio.to_thread(cgroup.remove)
+            await end_job(keeper, job, cgroups)
         await keeper.shutdown(force=True)
     finally:
         await keeper.close()
+
+
+async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> None:
+    """Kill all of it, wait for its end, acknowledge that, and remove its cgroup if that is empty then."""
+    path = str(job.recipe.get("cgroup", ""))
+    cgroup = Cgroup(path, cgroups) if path.startswith(f"{CGROUP_PARENT}/") else None
+    if cgroup is not None and job.exit is None:
+        await asyncio.to_thread(cgroup.kill)
+    if job.exit is None and job.pid is not None:
+        await keeper.wait_exit(job.job)
+    await keeper.acknowledge(job.job)
+    if cgroup is not None:
+        await asyncio.to_thread(cgroup.remove)

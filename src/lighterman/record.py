@@ -14,7 +14,9 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One container.
 
     Attributes:
-        generation: of the last run, 0 before the first.
+        generation: of the last run, 0 before the first. starting: of the run that is being started, 0 if none is; an
+            engine that finds it set after a crash ends what there is of that run.
+        manually_stopped: whether the last run was asked to end; then no policy starts it again.
         lease: what ends it: `scope`, `process`, or None for nothing (it lives on when the engine has gone).
         runtime: which one its last run used.
         exit: how the last run ended; None while one is running, and before the first.
@@ -27,6 +29,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     lease: str | None = None
     status: Status = Status.CREATED
     generation: int = 0
+    starting: int = 0
+    manually_stopped: bool = False
     pid: int = 0
     runtime: str = ""
     started_at: float | None = None

@@ -319,12 +319,14 @@ class ExitCode(Value, frozen=True):
 
     Attributes:
         finished_mono, finished_at: when, where the runtime knows (seconds; `CLOCK_MONOTONIC`, Unix epoch).
+        reason: who ended it, where only the runtime knows: `"lease"`.
     """
 
     code: int
     signal: int | None = None
     finished_mono: float | None = None
     finished_at: float | None = None
+    reason: str | None = None
 
 
 class ExitRecord(Value, frozen=True):
@@ -334,7 +336,8 @@ class ExitRecord(Value, frozen=True):
         code: what the program exited with. signal: the number of the signal that ended it.
         unknown: why the end could not be known (`"keeper lost"`); never to be taken for success.
         not_started: why the program never ran.
-        reason: who or what ended it where that is known: `"timeout"`, `"stop"`, `"oom"`, `"cancelled"`; else None.
+        reason: who or what ended it where that is known: `"timeout"`, `"stop"`, `"kill"`, `"oom"`, `"lease"` (its owner
+            died), `"removed"`; else None.
         oom_killed: whether the kernel killed a process of the container for memory.
         started_at, finished_at: Unix time in seconds; None where it never started, or is not known.
         duration_s: by the monotonic clock.

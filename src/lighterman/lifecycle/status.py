@@ -11,19 +11,21 @@ __all__ = ["Status", "next_status"]
 
 
 class Status(StrEnum):
-    """Docker's words, and `removed`."""
+    """Docker's words, and `removed`; `removing` is told by the engine alone."""
 
     CREATED = "created"
     RUNNING = "running"
     PAUSED = "paused"
     RESTARTING = "restarting"
     EXITED = "exited"
+    REMOVING = "removing"
     REMOVED = "removed"
 
 
 TRANSITIONS: dict[Status, dict[State, Status]] = {
     Status.CREATED: {State.START: Status.RUNNING, State.RESTORE: Status.RUNNING, State.EXIT: Status.EXITED},
     Status.RUNNING: {
+        State.RESTORE: Status.RUNNING,  # by the next engine, likewise below
         State.PAUSE: Status.PAUSED,
         State.OOM: Status.RUNNING,
         State.START_PROCESS: Status.RUNNING,
@@ -32,6 +34,7 @@ TRANSITIONS: dict[Status, dict[State, Status]] = {
         State.RESTART: Status.RESTARTING,
     },
     Status.PAUSED: {
+        State.RESTORE: Status.PAUSED,
         State.RESUME: Status.RUNNING,
         State.OOM: Status.PAUSED,
         State.START_PROCESS: Status.PAUSED,  # begun before the pause, told after it
@@ -39,8 +42,13 @@ TRANSITIONS: dict[Status, dict[State, Status]] = {
         State.EXIT: Status.EXITED,
         State.RESTART: Status.RESTARTING,
     },
-    Status.RESTARTING: {State.START: Status.RUNNING, State.EXIT: Status.EXITED},
+    Status.RESTARTING: {
+        State.START: Status.RUNNING,
+        State.RESTORE: Status.RUNNING,
+        State.EXIT: Status.EXITED,
+    },
     Status.EXITED: {State.START: Status.RUNNING, State.RESTORE: Status.RUNNING, State.EXIT: Status.EXITED},
+    Status.REMOVING: {},
     Status.REMOVED: {},
 }
 

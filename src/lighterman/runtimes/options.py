@@ -15,6 +15,7 @@ __all__ = [
     "OutputSegments",
     "Servicing",
     "WithCheckpoint",
+    "WithLease",
     "WithRestartPolicy",
 ]
 
@@ -69,9 +70,19 @@ class WithCheckpoint(CreateOption, frozen=True):
 
 
 class FirstRun(CreateOption, frozen=True):
-    """The number of the first run, where a container has had runs before. The lifecycle's own; no runtime sees it."""
+    """The number of the first run, where a container has had runs before. The lifecycle's own; no runtime sees it.
+
+    Attributes: manually_stopped: with `restore`, whether the run that is taken up was asked to end.
+    """
 
     generation: int
+    manually_stopped: bool = False
+
+
+class WithLease(CreateOption, frozen=True):
+    """Linux: the name of a lease of the keeper: all of the container is killed when the lease's owner has died."""
+
+    name: str
 
 
 class OutputSegments(CreateOption, frozen=True):

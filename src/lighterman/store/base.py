@@ -1,24 +1,71 @@
-"""What the engine asks of a store."""
+"""What the engine asks of a store: one transaction for a change and its event, and a journal to read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Store"]
+import msgspec
+
+__all__ = ["Change", "Loaded", "Store", "StoredEvent", "Tombstone"]
+
+
+class StoredEvent(msgspec.Struct, frozen=True):
+    """One row of the journal: its sequence number, its time (Unix, seconds) and what the engine encoded."""
+
+    seq: int
+    at: float
+    body: bytes
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """What is kept of a removed container until `until` (Unix, seconds), so that a late `wait` has an answer."""
+
+    id: str
+    name: str
+    until: float
+    record: bytes
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens together or not at all.
+
+    Attributes:
+        save: container id and encoded record. delete: container id. tombstone: instead of what is deleted.
+        event: time (Unix, seconds) and body of a row for the journal.
+    """
+
+    save: tuple[str, bytes] | None = None
+    delete: str | None = None
+    tombstone: Tombstone | None = None
+    event: tuple[float, bytes] | None = None
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was kept. `boot_id` is that of the host when the store was last opened, None for a new one."""
+
+    records: tuple[bytes, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
+    boot_id: str | None = None
 
 
 class Store(Protocol):
-    """Encoded records by id. A method that returns has happened for good; one that raises StoreError has not."""
+    """A method that returns has happened for good; one that raises StoreError has not happened."""
 
-    async def load(self) -> Sequence[bytes]:
-        """All records, in the order of their first saving."""
+    async def load(self, boot_id: str, now: float) -> Loaded:
+        """Everything, records in the order of their first saving; tombstones that are over go; `boot_id` is kept."""
 
-    async def save(self, id: str, record: bytes) -> None:
-        """Insert or replace. Raises: StoreError."""
+    async def commit(self, change: Change) -> int:
+        """One transaction. Returns: the event's sequence number, 0 without one. Raises: StoreError."""
 
-    async def delete(self, id: str) -> None:
-        """Remove; an unknown id is fine. Raises: StoreError."""
+    async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        """At most `limit` events with a greater number than `after`, in order, and the number of the oldest kept."""
+
+    async def last_event(self) -> int:
+        """The number of the newest event ever, 0 if there was none."""
+
+    async def trim(self, older_than: float, keep: int) -> None:
+        """Let events go that are older than a time (Unix, seconds), or beyond the newest `keep`; and old tombstones."""
 
     async def close(self) -> None:
         """Finish what was asked for and give everything back."""

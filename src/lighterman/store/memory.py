@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+
+from lighterman.store.base import Change, Loaded, StoredEvent
 
 __all__ = ["MemoryStore"]
 
 
 class MemoryStore:
-    """A dictionary behind the face of `Store`."""
+    """The face of `Store` over a list of events; records need no keeping, since the engine has them in memory."""
 
     def __init__(self) -> None:
-        self._records: dict[str, bytes] = {}
+        self._events: deque[StoredEvent] = deque()
+        self._last = 0
 
-    async def load(self) -> Sequence[bytes]:
-        return tuple(self._records.values())
+    async def load(self, boot_id: str, now: float) -> Loaded:
+        return Loaded()
 
-    async def save(self, id: str, record: bytes) -> None:
-        self._records[id] = record
+    async def commit(self, change: Change) -> int:
+        if change.event is None:
+            return 0
+        self._last += 1
+        at, body = change.event
+        self._events.append(StoredEvent(self._last, at, body))
+        return self._last
 
-    async def delete(self, id: str) -> None:
-        self._records.pop(id, None)
+    async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        oldest = self._events[0].seq if self._events else self._last + 1
+        begin = max(0, after + 1 - oldest)
+        return [self._events[index] for index in range(begin, min(begin + limit, len(self._events)))], oldest
+
+    async def last_event(self) -> int:
+        return self._last
+
+    async def trim(self, older_than: float, keep: int) -> None:
+        while self._events and (len(self._events) > keep or self._events[0].at < older_than):
+            self._events.popleft()
 
     async def close(self) -> None:
         return

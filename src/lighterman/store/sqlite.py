@@ -1,23 +1,25 @@
-"""The store of a root that outlives its engine: SQLite in one thread, so that no commit blocks the loop."""
+"""The store of a root that outlives its engine: SQLite in one thread, so that no commit blocks the loop.
+
+Group commit: all changes that wait when the thread comes round go into one transaction.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from lighterman.errors import StoreError
+from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
+from lighterman.store.migrations import migrate
 
-__all__ = ["SCHEMA", "SqliteStore"]
+__all__ = ["SqliteStore"]
 
-SCHEMA = 1
 _Result = TypeVar("_Result")
-
-_MIGRATIONS = {
-    1: "CREATE TABLE containers (id TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
-}
 
 
 class SqliteStore:
@@ -27,6 +29,8 @@ class SqliteStore:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lighterman-store")
         self._connection: sqlite3.Connection | None = None
+        self._waiting: deque[tuple[Change, asyncio.Future[int]]] = deque()
+        self._lock = threading.Lock()
 
     async def open(self) -> None:
         """Open or make the file and bring it to this version's schema.
@@ -44,38 +48,112 @@ class SqliteStore:
         self._connection = connection
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
-            raise StoreError(
-                f"{self._path} was written by a newer version (schema {version}, this one knows {SCHEMA}): "
-                "upgrade lighterman"
-            )
-        for number in range(version + 1, SCHEMA + 1):
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(_MIGRATIONS[number])
-            connection.execute(f"PRAGMA user_version={number}")
-            connection.execute("COMMIT")
+        migrate(connection, self._path)
 
-    async def load(self) -> Sequence[bytes]:
-        return await self._in_thread(
-            lambda: [row[0] for row in self._db.execute("SELECT record FROM containers ORDER BY rowid")]
+    async def load(self, boot_id: str, now: float) -> Loaded:
+        return await self._in_thread(lambda: self._load(boot_id, now))
+
+    def _load(self, boot_id: str, now: float) -> Loaded:
+        found = self._db.execute("SELECT value FROM facts WHERE name = 'boot_id'").fetchone()
+        loaded = Loaded(
+            records=tuple(row[0] for row in self._db.execute("SELECT record FROM containers ORDER BY rowid")),
+            tombstones=tuple(
+                Tombstone(*row)
+                for row in self._db.execute("SELECT id, name, until, record FROM tombstones WHERE until > ?", (now,))
+            ),
+            boot_id=found[0] if found else None,
         )
+        self._db.execute("DELETE FROM tombstones WHERE until <= ?", (now,))
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)", (boot_id,))
+        return loaded
 
-    async def save(self, id: str, record: bytes) -> None:
-        await self._in_thread(
-            lambda: self._db.execute(
+    async def commit(self, change: Change) -> int:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            first = not self._waiting
+            self._waiting.append((change, done))
+        if first:
+            self._submit(asyncio.get_running_loop())
+        # What was asked for happens, whether or not who asked still waits.
+        return await asyncio.shield(done)
+
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._thread.submit(self._commit_waiting, loop)
+        except RuntimeError as closed:
+            self._waiting.clear()
+            raise StoreError(f"{self._path} is closed") from closed
+
+    def _commit_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            batch = list(self._waiting)
+            self._waiting.clear()
+        outcome: list[int] | StoreError
+        try:
+            outcome = self._commit_all([change for change, _ in batch])
+        except (sqlite3.Error, StoreError) as failed:
+            outcome = StoreError(f"{self._path}: {failed}: the change did not happen")
+            outcome.__cause__ = failed
+        loop.call_soon_threadsafe(_answer, [done for _, done in batch], outcome)
+
+    def _commit_all(self, changes: Sequence[Change]) -> list[int]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            numbers = [self._apply(change) for change in changes]
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        return numbers
+
+    def _apply(self, change: Change) -> int:
+        if change.save is not None:
+            self._db.execute(
                 "INSERT INTO containers VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
-                (id, record),
+                change.save,
             )
-        )
+        if change.delete is not None:
+            self._db.execute("DELETE FROM containers WHERE id = ?", (change.delete,))
+        if change.tombstone is not None:
+            stone = change.tombstone
+            self._db.execute(
+                "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?)",
+                (stone.id, stone.name, stone.until, stone.record),
+            )
+        if change.event is None:
+            return 0
+        number = self._db.execute("INSERT INTO events (at, body) VALUES (?, ?)", change.event).lastrowid
+        assert number is not None
+        return number
 
-    async def delete(self, id: str) -> None:
-        await self._in_thread(lambda: self._db.execute("DELETE FROM containers WHERE id = ?", (id,)))
+    async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        return await self._in_thread(lambda: self._read_events(after, limit))
+
+    def _read_events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        rows = self._db.execute("SELECT seq, at, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        events = [StoredEvent(*row) for row in rows]
+        (oldest,) = self._db.execute("SELECT min(seq) FROM events").fetchone()
+        return events, oldest if oldest is not None else self._newest() + 1
+
+    async def last_event(self) -> int:
+        return await self._in_thread(self._newest)
+
+    def _newest(self) -> int:
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        return int(row[0]) if row else 0
+
+    async def trim(self, older_than: float, keep: int) -> None:
+        await self._in_thread(lambda: self._trim(older_than, keep))
+
+    def _trim(self, older_than: float, keep: int) -> None:
+        self._db.execute("DELETE FROM events WHERE at < ? OR seq <= ?", (older_than, self._newest() - keep))
 
     async def close(self) -> None:
+        loop = asyncio.get_running_loop()
         connection, self._connection = self._connection, None
         if connection is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
+            await loop.run_in_executor(self._thread, connection.close)
         self._thread.shutdown(wait=False)
 
     @property
@@ -85,9 +163,22 @@ class SqliteStore:
         return self._connection
 
     async def _in_thread(self, act: Callable[[], _Result]) -> _Result:
-        work = asyncio.get_running_loop().run_in_executor(self._thread, act)
         try:
-            # What was asked for happens, whether or not who asked still waits.
+            work = asyncio.get_running_loop().run_in_executor(self._thread, act)
+        except RuntimeError as closed:
+            raise StoreError(f"{self._path} is closed") from closed
+        try:
             return await asyncio.shield(work)
         except sqlite3.Error as failed:
-            raise StoreError(f"{self._path}: {failed}: the change did not happen") from failed
+            raise StoreError(f"{self._path}: {failed}") from failed
+
+
+def _answer(waiting: Sequence[asyncio.Future[int]], outcome: list[int] | StoreError) -> None:
+    for index, done in enumerate(waiting):
+        if done.done():
+            continue
+        if isinstance(outcome, StoreError):
+            done.set_exception(outcome)
+            done.exception()  # who asked may have been cancelled meanwhile
+        else:
+            done.set_result(outcome[index])

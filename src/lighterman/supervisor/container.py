@@ -907,7 +907,7 @@ def _how_it_ended(process: Process, end: ProcessEnd) -> dict[str, Any]:
         "exit_code": code.code,
         "exit_code_known": end.code is not None,
         "signal": code.signal,
-        "reason": None if end.code is not None else "the runtime could not tell the exit code",
+        "reason": code.reason if end.code is not None else "the runtime could not tell the exit code",
         "drained": end.drained,
         # A program can have ended before the runtime that started it has returned.
         "started_at": min(process.started_at, end.finished_at),

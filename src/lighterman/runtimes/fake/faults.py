@@ -42,6 +42,7 @@ Operation = Literal[
     "resize_console",
     "close_stdin",
     "process.close",
+    "forget",
     "process.forget",
 ]
 

@@ -26,6 +26,7 @@ class SimulatedProcess:
     Attributes:
         exit_code: how it ended; None while it runs, and for ever if nobody can know.
         unkillable: no signal reaches it, as in an uninterruptible sleep; the methods for tests end it all the same.
+        forgotten: whether its end was said to be in safety.
         broken: whether waiting for it ends by BrokenPipe, as for a killed Windows compute system.
     """
 
@@ -43,6 +44,7 @@ class SimulatedProcess:
         self.ended = asyncio.Event()
         self.exit_code: ExitCode | None = None
         self.unkillable = False
+        self.forgotten = False
         self.broken = False
         self.stdin: FakePipe | None = None
         self.stdout: FakePipe | None = None

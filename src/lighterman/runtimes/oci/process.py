@@ -31,6 +31,7 @@ class OciProcess:
     Args:
         pidfd: ours to close; None if it had been reaped before anybody could take one.
         terminal: a further descriptor of the terminal's master for its size, ours to close.
+        keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class OciProcess:
         started_mono: float,
         stdio: Stdio,
         terminal: int | None,
-        keeper: KeeperClient,
+        keeper: KeeperClient | None,
+        known_exit: JobExit | None = None,
     ) -> None:
         self.job = job
         self._pid = pid
@@ -51,8 +53,8 @@ class OciProcess:
         self._stdio = stdio
         self._terminal = terminal
         self._keeper = keeper
-        self._exit: JobExit | None = None
-        self._gone = False
+        self._exit = known_exit
+        self._gone = known_exit is not None
         self._closed = False
 
     @property
@@ -74,6 +76,8 @@ class OciProcess:
         if self._gone:
             return
         try:
+            if self._keeper is None:
+                raise KeeperLost("keeper lost")
             self._exit = await self._keeper.wait_exit(self.job)
         except KeeperLost:
             await self._wait_without_keeper()
@@ -98,6 +102,7 @@ class OciProcess:
             signal=-code if code < 0 else None,
             finished_mono=self._exit.mono,
             finished_at=self._exit.wall,
+            reason="lease" if self._exit.lease_ended else None,
         )
 
     async def kill(self, signal: int) -> None:
@@ -118,7 +123,8 @@ class OciProcess:
         if self._terminal is not None:
             # A terminal has no end of file of its own: the program sees one when it reads the EOF character.
             raise InvalidState("a terminal's input can't be closed apart from its output")
-        await self._keeper.close_held(self.job, ["stdin"])
+        if self._keeper is not None:
+            await self._keeper.close_held(self.job, ["stdin"])
 
     async def close(self) -> None:
         if self._closed:
@@ -135,7 +141,8 @@ class OciProcess:
     async def forget(self) -> None:
         # A lost keeper's slots are read by whoever starts the next one.
         with contextlib.suppress(KeeperLost):
-            await self._keeper.acknowledge(self.job)
+            if self._keeper is not None:
+                await self._keeper.acknowledge(self.job)
 
     def __repr__(self) -> str:
         return f"<OciProcess {self.job} pid {self._pid}>"

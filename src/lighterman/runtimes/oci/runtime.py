@@ -21,6 +21,7 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import KeeperClient
 from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
+from lighterman.runtimes.oci.adoption import adopt, find_evidence
 from lighterman.runtimes.oci.bundle import Bundle, check_id
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
 from lighterman.runtimes.oci.document import encode_config
@@ -30,7 +31,7 @@ from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem, RuntimeCall, decode_meta
 from lighterman.runtimes.oci.upper import make_upper
-from lighterman.runtimes.options import OutputSegments
+from lighterman.runtimes.options import OutputSegments, WithLease
 from lighterman.spec import Overlay, ProcessConfig, Spec
 
 __all__ = ["CGROUP_PARENT", "OciRuntime"]
@@ -67,7 +68,8 @@ class OciRuntime:
     """One of the OCI runtimes of this host; everything that it makes lies below `run_dir`.
 
     Args:
-        call: how to call it. filters: compiled seccomp filters, where the runtime takes them.
+        call: how to call it. exits_dir: where keepers write down exits.
+        filters: compiled seccomp filters, where the runtime takes them.
     """
 
     def __init__(
@@ -77,14 +79,16 @@ class OciRuntime:
         *,
         keeper: KeeperClient,
         run_dir: str,
+        exits_dir: str,
         cgroups: CgroupHost,
         filters: FilterCache | None = None,
         slots: StartSlots | None = None,
     ) -> None:
         self._call = call
         self._version = version
-        self._keeper = keeper
+        self.keeper = keeper  # replaced by whoever starts another one, after it was lost
         self._run_dir = run_dir
+        self._exits_dir = exits_dir
         self._cgroups = cgroups
         self._filters = filters
         self._slots = slots or StartSlots()
@@ -99,15 +103,15 @@ class OciRuntime:
         return self._version
 
     def features(self) -> Features:
-        return Features(create_options=frozenset({"OutputSegments"}))
+        return Features(create_options=frozenset({"OutputSegments", "WithLease"}))
 
     async def list(self) -> Sequence[str]:
-        metas = [decode_meta(job.meta) for job in await self._keeper.list_jobs()]
+        metas = [decode_meta(job.meta) for job in await self.keeper.list_jobs()]
         return sorted({meta.id for meta in metas if meta is not None and meta.runtime == self.name})
 
     async def create(self, id: str, spec: Spec, options: Sequence[CreateOption] = ()) -> OciSystem:
         check_id(id)
-        segments = self._check_options(options)
+        segments, lease = self._check_options(options)
         if spec.rootfs is None:
             raise InvalidSpec(f"container {id}: its spec names no root file system", container=id)
         # What an ended run has left goes first: until then the id is not free.
@@ -127,7 +131,7 @@ class OciRuntime:
         system = OciSystem(
             id,
             call=self._call,
-            keeper=self._keeper,
+            keeper=lambda: self.keeper,
             bundle=bundle,
             cgroup=Cgroup(cgroup_path, self._cgroups),
             cgroup_path=cgroup_path,
@@ -135,6 +139,7 @@ class OciRuntime:
             mount=mount,
             own_pid_namespace=document.own_pid_namespace,
             segments=segments,
+            lease=lease,
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
         )
@@ -151,13 +156,16 @@ class OciRuntime:
         system = self._systems.get(id)
         return system.mount if system else None
 
-    def _check_options(self, options: Sequence[CreateOption]) -> OutputSegments | None:
-        segments = None
+    def _check_options(self, options: Sequence[CreateOption]) -> tuple[OutputSegments | None, str | None]:
+        segments = lease = None
         for option in options:
-            if not isinstance(option, OutputSegments):
+            if isinstance(option, OutputSegments):
+                segments = option
+            elif isinstance(option, WithLease):
+                lease = option.name
+            else:
                 raise NotSupported(f"{self.name}: option {type(option).__name__} is not possible here")
-            segments = option
-        return segments
+        return segments, lease
 
     def _prepare(self, bundle: Bundle, spec: Spec) -> int | None:
         try:
@@ -183,31 +191,41 @@ class OciRuntime:
         check_id(id)
         if id in self._systems:
             return self._systems[id]
-        for job in await self._keeper.list_jobs():
+        for job in await self.keeper.list_jobs():
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue
-            held = await self._keeper.fetch(job.job) if "rootfs" in job.held else {}
+            held = await self.keeper.fetch(job.job) if "rootfs" in job.held else {}
             mount = held.pop("rootfs", None)
             for fd in held.values():
                 os.close(fd)
-            system = OciSystem(
-                id,
-                call=self._call,
-                keeper=self._keeper,
-                bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
-                cgroup=Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups),
-                cgroup_path=f"{CGROUP_PARENT}/{id}",
-                process=ProcessConfig(),
-                mount=mount,
-                own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
-                segments=None,
-                start_slot=self._slots.slot,
-                queue_removal=self._queue_removal,
-            )
-            self._systems[id] = system
-            return system
-        raise NotFound(f"{self.name}: no container {id!r}", container=id)
+            return self._opened(id, mount, meta.segments, meta.lease)
+        # No keeper knows of it; if one was lost, the runtime's own state still names the process.
+        evidence = await asyncio.to_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
+        if evidence is None:
+            raise NotFound(f"{self.name}: no container {id!r}", container=id)
+        system = self._opened(id, None, None, None)
+        system.adopt = lambda: adopt(evidence)
+        return system
+
+    def _opened(self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None) -> OciSystem:
+        system = OciSystem(
+            id,
+            call=self._call,
+            keeper=lambda: self.keeper,
+            bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
+            cgroup=Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups),
+            cgroup_path=f"{CGROUP_PARENT}/{id}",
+            process=ProcessConfig(),
+            mount=mount,
+            own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
+            segments=segments,
+            lease=lease,
+            start_slot=self._slots.slot,
+            queue_removal=self._queue_removal,
+        )
+        self._systems[id] = system
+        return system
 
     # ---- removal, off everybody's way ----
 
@@ -240,13 +258,19 @@ class OciRuntime:
         except LightermanError as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
 
+    async def remove_remains(self, id: str) -> None:
+        """Take away what a run has left of which only the id is known any more; nothing of it may run."""
+        check_id(id)
+        await self._remove(self._systems.get(id) or self._opened(id, None, None, None))
+        self._systems.pop(id, None)
+
     async def _let_go_of_mount(self, system: OciSystem) -> None:
         if system.mount is None:
             return
         if system.init_job is not None:
             # Not found: it was acknowledged, and nobody else holds the mount any more.
             with contextlib.suppress(NotFound, KeeperLost):
-                await self._keeper.close_held(system.init_job, ["rootfs"])
+                await self.keeper.close_held(system.init_job, ["rootfs"])
         # The last reference: closing it may sync a whole file system.
         await asyncio.to_thread(os.close, system.mount)
         system.mount = None

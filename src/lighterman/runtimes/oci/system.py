@@ -40,7 +40,7 @@ __all__ = ["JobMeta", "OciSystem", "RuntimeCall", "decode_meta"]
 
 
 class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What a later engine needs to take a process over; kept by the keeper with the job."""
+    """What a later engine needs to take a process over; kept by the keeper with the job. `name` is the process's."""
 
     kind: Literal["init", "exec"]
     id: str
@@ -48,6 +48,13 @@ class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     terminal: bool
     started_mono: float
+    segments: OutputSegments | None = None
+    lease: str | None = None
+
+    @property
+    def generation(self) -> int:
+        """The run that the process belongs to; 1 where nobody counts them."""
+        return self.segments.generation if self.segments is not None else 1
 
 
 class RuntimeCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +77,7 @@ class OciSystem:
         id: str,
         *,
         call: RuntimeCall,
-        keeper: KeeperClient,
+        keeper: Callable[[], KeeperClient],
         bundle: Bundle,
         cgroup: Cgroup,
         cgroup_path: str,
@@ -78,6 +85,7 @@ class OciSystem:
         mount: int | None,
         own_pid_namespace: bool,
         segments: OutputSegments | None,
+        lease: str | None,
         start_slot: Callable[[], AbstractAsyncContextManager[None]],
         queue_removal: Callable[[OciSystem], None],
     ) -> None:
@@ -91,9 +99,11 @@ class OciSystem:
         self._process = process
         self._own_pid_namespace = own_pid_namespace
         self._segments = segments
+        self._lease = lease
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self.start_times: tuple[float, float] | None = None
+        self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
         self._init: OciProcess | None = None
         self._execs: dict[str, OciProcess] = {}
         self._terminating = False
@@ -201,7 +211,7 @@ class OciSystem:
             started_mono=spawned.runtime_exited_mono,
             stdio=stdio,
             terminal=terminal,
-            keeper=self._keeper,
+            keeper=self._keeper(),
         )
 
     def _job(
@@ -230,6 +240,8 @@ class OciSystem:
             name=name,
             terminal=process.terminal,
             started_mono=asyncio.get_running_loop().time(),
+            segments=self._segments,
+            lease=self._lease,
         )
         return Job(
             job=f"{self._id}:{uuid.uuid4().hex[:12]}",
@@ -249,16 +261,17 @@ class OciSystem:
                 "runtime_root": self.call.root,
             },
             meta=msgspec.json.encode(meta),
+            lease=self._lease,
             timeout_s=limits.RUNTIME_CALL_S,
         )
 
     async def _spawn_or_undo(self, job: Job) -> Spawned:
         """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
-        spawning = asyncio.ensure_future(self._keeper.spawn(job))
+        spawning = asyncio.ensure_future(self._keeper().spawn(job))
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await self._keeper.abort(job.job)
+            await self._keeper().abort(job.job)
             try:
                 spawned = await spawning
             except KeeperLost:
@@ -275,8 +288,8 @@ class OciSystem:
                 signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
             os.close(spawned.pidfd)
         if spawned.pid is not None:
-            await self._keeper.wait_exit(job)
-            await self._keeper.acknowledge(job)
+            await self._keeper().wait_exit(job)
+            await self._keeper().acknowledge(job)
 
     async def _failure(self, operation: str, process: ProcessConfig, spawned: Spawned, log: str) -> Exception:
         for fd in (spawned.console, spawned.pidfd):
@@ -299,22 +312,25 @@ class OciSystem:
     # ---- taking over ----
 
     async def open_process(self, process_id: int | str) -> OciProcess:
-        for job in await self._keeper.list_jobs():
+        for job in await self._keeper().list_jobs():
             meta = decode_meta(job.meta)
             if meta is None or meta.id != self._id or job.pid is None:
                 continue
             if process_id not in (job.pid, meta.name):
                 continue
-            process = await taken_over(self._keeper, job, terminal=meta.terminal, started_mono=meta.started_mono)
+            process = await taken_over(self._keeper(), job, terminal=meta.terminal, started_mono=meta.started_mono)
             if meta.kind == "init":
                 self._init = process
             else:
                 self._execs[meta.name] = process
             return process
+        if process_id == "init" and self.adopt is not None:
+            self._init = await asyncio.to_thread(self.adopt)
+            return self._init
         raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
 
     async def exec_ids(self) -> Sequence[str]:
-        metas = [decode_meta(job.meta) for job in await self._keeper.list_jobs()]
+        metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs()]
         return [meta.name for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
 
     # ---- ending ----
@@ -406,7 +422,7 @@ class OciSystem:
         log = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.log"
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            spawned = await self._keeper.spawn(
+            spawned = await self._keeper().spawn(
                 Job(
                     job=f"{self._id}:{uuid.uuid4().hex[:12]}",
                     argv=self.call.argv(log, operation, *words),

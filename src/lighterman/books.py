@@ -1,0 +1,141 @@
+"""The books of an engine: which containers there are, under which names, and what was written down of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import msgspec
+
+from lighterman import limits
+from lighterman.clock import Clock
+from lighterman.entry import Entry
+from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
+from lighterman.journal import Event, Journal
+from lighterman.lifecycle.status import Status
+from lighterman.record import Record
+from lighterman.store.base import Change, Store, Tombstone
+
+__all__ = ["Books"]
+
+log = logging.getLogger(__name__)
+
+
+class Books:
+    """Entries by id and name, tombstones of removed ones, and every commit to the store."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.journal = Journal(store, clock)
+        self._store = store
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._names: dict[str, Entry] = {}
+        self._removed: dict[str, tuple[float, Entry]] = {}  # the oldest first
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries.values()))
+
+    def __contains__(self, entry: Entry) -> bool:
+        return self._entries.get(entry.record.id) is entry
+
+    # ---- finding ----
+
+    def by_id(self, id: str) -> Entry | None:
+        """The entry of that id, unless it was removed."""
+        return self._entries.get(id)
+
+    def find(self, name_or_id: str) -> Entry:
+        """By name, id, or an unambiguous beginning of an id; a removed one only while its tombstone stands.
+
+        Raises: NotFound, InvalidSpec if a beginning is ambiguous.
+        """
+        entry = self._names.get(name_or_id) or self._entries.get(name_or_id)
+        if entry is None and len(name_or_id) >= 4:
+            found = [entry for id, entry in self._entries.items() if id.startswith(name_or_id)]
+            if len(found) > 1:
+                raise InvalidSpec(f"container id {name_or_id!r}: {len(found)} containers begin so, give more of it")
+            entry = found[0] if found else None
+        entry = entry or self._tombstone(name_or_id)
+        if entry is None:
+            raise NotFound(f"no container {name_or_id!r:.140} in this engine")
+        return entry
+
+    def _tombstone(self, name_or_id: str) -> Entry | None:
+        self._clear_tombstones()
+        for _, entry in reversed(self._removed.values()):
+            if name_or_id in (entry.record.id, entry.record.name):
+                return entry
+        return None
+
+    def _clear_tombstones(self) -> None:
+        now = self._clock.wall()
+        while self._removed:
+            id, (until, _) = next(iter(self._removed.items()))
+            if until > now and len(self._removed) <= limits.TOMBSTONES:
+                return
+            del self._removed[id]
+
+    # ---- writing down ----
+
+    def enter(self, entry: Entry) -> None:
+        """Take an id and a name. Raises: AlreadyExists."""
+        name = entry.record.name
+        if name in self._names:
+            raise AlreadyExists(f"a container named {name!r} exists already: remove it, or use another name")
+        self._entries[entry.record.id] = self._names[name] = entry
+
+    def strike(self, entry: Entry) -> None:
+        """Give id and name back at once; a tombstone keeps them for who asks late."""
+        record = entry.record
+        if self._entries.pop(record.id, None) is None:
+            return
+        if self._names.get(record.name) is entry:
+            del self._names[record.name]
+        record.status = Status.REMOVED
+        entry.removed.set()
+        self._removed[record.id] = (self._clock.wall() + limits.TOMBSTONE_S, entry)
+        self._clear_tombstones()
+
+    def unenter(self, entry: Entry) -> None:
+        """As if it had never been: its making failed."""
+        self._entries.pop(entry.record.id, None)
+        if self._names.get(entry.record.name) is entry:
+            del self._names[entry.record.name]
+
+    async def save(self, entry: Entry) -> None:
+        """Write the record down. Raises: StoreError; then nothing has changed."""
+        await self._store.commit(Change(save=_row(entry.record)))
+
+    async def tell(self, entry: Entry, event: Event) -> None:
+        """Write the record and an event down, in one transaction. Raises: StoreError."""
+        await self.journal.commit(event, Change(save=_row(entry.record)))
+
+    async def tell_fact(self, entry: Entry, event: Event) -> None:
+        """As `tell`, for what has happened and can't be refused: tried again until the disk takes it."""
+        while True:
+            try:
+                await self.tell(entry, event)
+            except StoreError as failed:
+                log.error("container %s: its %s is not written down yet: %s", entry.record.name, event.kind, failed)
+                await asyncio.sleep(limits.STORE_RETRY_S)
+            else:
+                return
+
+    async def bury(self, entry: Entry) -> None:
+        """Take the record out of the store, and put a tombstone there. Raises: StoreError."""
+        record = entry.record
+        stone = Tombstone(record.id, record.name, self._clock.wall() + limits.TOMBSTONE_S, msgspec.json.encode(record))
+        event = Event(kind="remove", container=record.id, name=record.name, generation=record.generation)
+        await self.journal.commit(event, Change(delete=record.id, tombstone=stone))
+
+    def remember(self, stone: Tombstone, entry: Entry) -> None:
+        """A tombstone from the store."""
+        entry.record.status = Status.REMOVED
+        entry.removed.set()
+        entry.ended.set()
+        self._removed[stone.id] = (stone.until, entry)
+
+
+def _row(record: Record) -> tuple[str, bytes]:
+    return record.id, msgspec.json.encode(record)

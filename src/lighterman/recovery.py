@@ -1,0 +1,142 @@
+"""Coming back: what the store says is compared with what the keeper and the kernel say, and each difference mended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lighterman.books import Books
+from lighterman.entry import Entry
+from lighterman.errors import LightermanError, StoreError
+from lighterman.journal import Event
+from lighterman.lifecycle.restart import RunEnd, should_start_at_boot
+from lighterman.lifecycle.status import Status
+from lighterman.linux_host import HeldJob, LinuxHost
+from lighterman.record import Record
+from lighterman.spec import ExitRecord
+from lighterman.store.base import Store
+
+if TYPE_CHECKING:
+    from lighterman.engine import Engine
+
+__all__ = ["take_up"]
+
+log = logging.getLogger(__name__)
+
+_HOST_RESTARTED = "host restarted"
+
+
+async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -> None:
+    """Make the engine's books true again. Nothing that runs is signalled, unless it had not been promised to anybody.
+
+    Raises: StoreError, KeeperLost.
+    """
+    boot_id = await asyncio.to_thread(host.boot_id)
+    loaded = await store.load(boot_id, host.now())
+    jobs: dict[str, list[HeldJob]] = {}
+    for job in await host.held_jobs():
+        jobs.setdefault(job.meta.id, []).append(job)
+    for stone in loaded.tombstones:
+        books.remember(stone, engine.new_entry(_decoded(stone.record)))
+    rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
+    for encoded in loaded.records:
+        record = _decoded(encoded)
+        await _take_up_one(engine, host, books, record, jobs.pop(record.id, []), rebooted=rebooted)
+    for unknown in jobs.values():
+        # Its container was never written down, or has been removed: nobody waits for it.
+        await host.end_jobs(unknown)
+
+
+def _decoded(encoded: bytes) -> Record:
+    try:
+        return msgspec.json.decode(encoded, type=Record)
+    except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+        raise StoreError(f"a record in the store can't be read: {wrong}: it is of another version") from wrong
+
+
+async def _take_up_one(
+    engine: Engine, host: LinuxHost, books: Books, record: Record, jobs: list[HeldJob], *, rebooted: bool
+) -> None:
+    entry = engine.new_entry(record)
+    books.enter(entry)
+    if record.status is Status.REMOVING:
+        books.strike(entry)
+        await host.end_jobs(jobs)
+        engine.go_on(engine.finish_removal(entry), f"remove {record.name}")
+        return
+    if record.starting or record.status in (Status.CREATED, Status.EXITED):
+        await _settle_the_ended(host, books, entry, jobs)
+        if rebooted and _is_due_at_boot(record):
+            engine.start_later(entry)
+        elif record.lease is not None:
+            engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
+        return
+    if rebooted:
+        await _tell_lost(books, entry)
+        if _is_due_at_boot(record):
+            engine.start_later(entry)
+        return
+    await _take_up_running(engine, host, entry, jobs)
+    if record.lease is not None:
+        # Its owner was the engine before us, and that is dead.
+        engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
+
+
+async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob]) -> None:
+    """What was half started was promised to nobody; what has ended only was not acknowledged yet."""
+    await host.end_jobs(jobs)
+    entry.ended.set()
+    if entry.record.starting:
+        entry.record.starting = 0
+        if entry.record.status not in (Status.CREATED, Status.EXITED):
+            entry.record.status = Status.EXITED
+        await books.save(entry)
+
+
+def _is_due_at_boot(record: Record) -> bool:
+    exit = record.exit
+    if exit is None:
+        return False
+    end = RunEnd(exit_code=exit.shell_code, known=exit.unknown is None, started=exit.not_started is None)
+    return should_start_at_boot(record.spec.restart, manually_stopped=record.manually_stopped, last_end=end)
+
+
+async def _tell_lost(books: Books, entry: Entry) -> None:
+    record = entry.record
+    record.status, record.pid = Status.EXITED, 0
+    record.exit = ExitRecord(unknown=_HOST_RESTARTED, started_at=record.started_at, generation=record.generation)
+    await books.tell(
+        entry,
+        Event(kind="exit", container=record.id, name=record.name, generation=record.generation, exit=record.exit),
+    )
+    entry.ended.set()
+
+
+async def _take_up_running(engine: Engine, host: LinuxHost, entry: Entry, jobs: list[HeldJob]) -> None:
+    record = entry.record
+    inits = [job for job in jobs if job.meta.kind == "init"]
+    newest = max(inits, key=lambda job: job.meta.generation, default=None)
+    stale = [job for job in jobs if newest is None or job.meta.generation < newest.meta.generation]
+    await host.end_jobs(stale)
+    if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
+        # The next run had not begun: it is due.
+        await host.end_jobs([job for job in jobs if job not in stale])
+        entry.ended.set()
+        record.status = Status.EXITED
+        engine.start_later(entry)
+        return
+    runtime = await host.runtime(record.runtime or None)
+    entry.client = engine.client(runtime.name)
+    generation = newest.meta.generation if newest is not None else record.generation
+    record.generation = generation - 1
+    options = engine.create_options(entry)
+    record.generation = generation
+    try:
+        spec = await engine.spec_of(entry, only_check=True)
+    except LightermanError as changed:
+        log.warning("container %s can't be started again as it is: %s", record.name, changed)
+        spec = None
+    await entry.client.restore(record.id, *options, spec=spec)
