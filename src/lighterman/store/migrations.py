@@ -1,0 +1,36 @@
+"""The schema, step by step; a step that was released is never changed, a further one is added."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from lighterman.errors import StoreError
+
+__all__ = ["MIGRATIONS", "SCHEMA", "migrate"]
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: ("CREATE TABLE containers (id TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",),
+    2: (
+        # AUTOINCREMENT: a number is never given twice, even when the newest rows were let go.
+        "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, body BLOB NOT NULL) STRICT",
+        "CREATE TABLE tombstones (id TEXT PRIMARY KEY, name TEXT NOT NULL, until REAL NOT NULL, record BLOB NOT NULL)"
+        " STRICT",
+        "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    ),
+}
+SCHEMA = max(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, path: str, upto: int = SCHEMA) -> None:
+    """Bring a database to a schema, one transaction a step. Raises: StoreError for one of a newer version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA:
+        raise StoreError(
+            f"{path} was written by a newer version (schema {version}, this one knows {SCHEMA}): upgrade lighterman"
+        )
+    for number in range(version + 1, upto + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in MIGRATIONS[number]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={number}")
+        connection.execute("COMMIT")
