@@ -254,7 +254,7 @@ class Process:
         return await self._life.wait_exit()
 
     async def kill(self, signal: int | str = signals.SIGKILL) -> None:
-        """Deliver one signal to it. Not running is not an error."""
+        """Deliver one signal to it; KILL ends all that it has started as well. Not running is not an error."""
         await self._engine.signal_exec(self._entry, self._life, signal_number(signal))
 
     async def resize(self, *, height: int, width: int) -> None:

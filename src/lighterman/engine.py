@@ -175,13 +175,14 @@ class Engine:
         await self._tasks.close(limits.CANCEL_S)
         if self._pump is not None:
             await self._pump.close()
-        if self._host is not None:
-            await self._host.close(end_keeper=self._root.private)
+        keeper_ended = self._host is not None and await self._host.close(by_force=self._root.private)
         await self._store.close()
         for entry in self._books:
             entry.ended.set()
         if self._root.private:
             await asyncio.to_thread(self._root.remove)
+        elif keeper_ended:
+            await asyncio.to_thread(self._root.remove_run)
         await asyncio.to_thread(self._root.release)
 
     async def version(self) -> RuntimeVersion:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lighterman.errors import KeeperLost, LightermanError
+from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
 from lighterman.keeper.client import JobState, KeeperClient
@@ -52,7 +52,7 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     try:
         await host.runtime(None)
     except BaseException:
-        await host.close(end_keeper=root.private)
+        await host.close(by_force=root.private)
         raise
     return host
 
@@ -231,19 +231,27 @@ class LinuxHost:
 
     # ---- the end ----
 
-    async def close(self, *, end_keeper: bool) -> None:
-        """Finish removals under way; leave the keeper, or end it where nothing is to live on."""
+    async def close(self, *, by_force: bool) -> bool:
+        """Finish removals under way; end the keeper where nothing lives on, else leave it. Returns: whether it ended.
+
+        Args: by_force: every container has been ended by now; what is left is a call that hangs.
+        """
         for runtime in self._runtimes.values():
             await runtime.close()
         try:
-            if end_keeper:
-                # Every container of a private root has been ended by now; what is left is a call that hangs.
-                await self.keeper.shutdown(force=True)
+            await self.keeper.shutdown(force=by_force)
+        except InvalidState:
+            ended = False
         except KeeperLost:
+            ended = False
             log.debug("the keeper had ended already")
         except LightermanError as failed:
+            ended = False
             log.error("the keeper does not end: %s", failed)
+        else:
+            ended = True
         await self.keeper.close()
+        return ended
 
 
 def _write_etc(directory: str, files: EtcFiles, hostname: str, *, host_network: bool) -> None:

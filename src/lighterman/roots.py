@@ -96,6 +96,17 @@ class StateRoot:
             except OSError as failed:
                 raise StoreError(f"private root {path} can't be removed: {failed}") from failed
 
+    def remove_run(self) -> None:
+        """Take the RUN part away, of which nothing is needed while nothing runs. Raises: StoreError."""
+        if not self.run.startswith(f"{default_run()}/roots/"):
+            return  # the default root's also holds those of others
+        try:
+            shutil.rmtree(self.run)
+        except FileNotFoundError:
+            return
+        except OSError as failed:
+            raise StoreError(f"{self.run} can't be removed: {failed}") from failed
+
     def container(self, id: str) -> str:
         """The directory of one container."""
         return f"{self.state}/containers/{id}"

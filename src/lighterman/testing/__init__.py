@@ -19,10 +19,13 @@ from lighterman.runtimes.fake import (
 )
 from lighterman.testing.backend import RecordingBackend
 from lighterman.testing.clock import FakeClock, FakeLoop, run
+from lighterman.testing.conformance import CHECKS, ConformanceError, Subject, check_runtime
 
 __all__ = [
+    "CHECKS",
     "LINUX",
     "WINDOWS",
+    "ConformanceError",
     "FakeClock",
     "FakeLoop",
     "FakeProgram",
@@ -31,5 +34,7 @@ __all__ = [
     "Leftovers",
     "ProgramContext",
     "RecordingBackend",
+    "Subject",
+    "check_runtime",
     "run",
 ]

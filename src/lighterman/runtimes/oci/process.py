@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
+import signal as signals
 import struct
 import termios
 import time
+from collections.abc import Callable
 
 from lighterman.errors import (
     AlreadyClosed,
@@ -19,7 +22,7 @@ from lighterman.errors import (
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
-from lighterman.runtimes.oci.processes import send_signal, wait_exit_status
+from lighterman.runtimes.oci.processes import has_exited, send_signal, wait_exit_status
 from lighterman.spec import ExitCode
 
 __all__ = ["OciProcess"]
@@ -31,6 +34,7 @@ class OciProcess:
     Args:
         pidfd: ours to close; None if it had been reaped before anybody could take one.
         terminal: a further descriptor of the terminal's master for its size, ours to close.
+        kill_tree: ends an exec with all that it has started; blocking.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
     """
 
@@ -45,6 +49,7 @@ class OciProcess:
         terminal: int | None,
         keeper: KeeperClient | None,
         known_exit: JobExit | None = None,
+        kill_tree: Callable[[int], None] | None = None,
     ) -> None:
         self.job = job
         self._pid = pid
@@ -53,6 +58,7 @@ class OciProcess:
         self._stdio = stdio
         self._terminal = terminal
         self._keeper = keeper
+        self._kill_tree = kill_tree
         self._exit = known_exit
         self._gone = known_exit is not None
         self._closed = False
@@ -108,7 +114,10 @@ class OciProcess:
     async def kill(self, signal: int) -> None:
         if self._gone or self._pidfd is None:
             raise AlreadyStopped(f"process {self._pid} has ended")
-        send_signal(self._pidfd, signal)
+        if signal == signals.SIGKILL and self._kill_tree is not None and not has_exited(self._pidfd):
+            await asyncio.to_thread(self._kill_tree, self._pid)
+        if self._pidfd is not None:
+            send_signal(self._pidfd, signal)
 
     async def resize_console(self, height: int, width: int) -> None:
         if self._terminal is None:

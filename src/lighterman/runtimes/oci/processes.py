@@ -21,6 +21,7 @@ from lighterman.spec import ProcessSummary
 
 __all__ = [
     "PidRef",
+    "family_of",
     "has_exited",
     "open_pidfd_checked",
     "pidfd_exit_status",
@@ -170,6 +171,12 @@ def read_start_time(pid: int) -> int | None:
     """Clock ticks after boot; None if there is no such process."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
+
+
+def family_of(pid: int) -> tuple[int, int] | None:
+    """Its parent and the leader of its session; None if there is no such process, or it is dead and unreaped."""
+    fields = _stat(pid)
+    return (int(fields[1]), int(fields[3])) if fields and fields[0] not in "ZX" else None
 
 
 def process_summaries(pids: Iterable[int]) -> list[ProcessSummary]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lighterman.errors import LimitExceeded, NotFound, RuntimeFailed
@@ -94,7 +95,14 @@ def _terminal_stdio(console: int, through: tuple[int, int] | None) -> tuple[Stdi
     return Stdio(stdin=FdWritePipe(writing), stdout=FdReadPipe(reading, through=through), stderr=None), console
 
 
-async def taken_over(keeper: KeeperClient, job: JobState, *, terminal: bool, started_mono: float) -> OciProcess:
+async def taken_over(
+    keeper: KeeperClient,
+    job: JobState,
+    *,
+    terminal: bool,
+    started_mono: float,
+    kill_tree: Callable[[int], None] | None,
+) -> OciProcess:
     """A process that an earlier engine has started, with the keeper's duplicates as its streams."""
     held = await keeper.fetch(job.job)
     rootfs = held.pop("rootfs", None)
@@ -128,4 +136,5 @@ async def taken_over(keeper: KeeperClient, job: JobState, *, terminal: bool, sta
         stdio=stdio,
         terminal=size,
         keeper=keeper,
+        kill_tree=kill_tree,
     )

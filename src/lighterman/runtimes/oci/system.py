@@ -33,6 +33,7 @@ from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
+from lighterman.runtimes.oci.tree import kill_tree
 from lighterman.runtimes.options import OutputSegments
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 
@@ -212,7 +213,11 @@ class OciSystem:
             stdio=stdio,
             terminal=terminal,
             keeper=self._keeper(),
+            kill_tree=self._kill_tree if operation == "exec" else None,
         )
+
+    def _kill_tree(self, pid: int) -> None:
+        kill_tree(pid, self.cgroup.pids)
 
     def _job(
         self,
@@ -318,7 +323,13 @@ class OciSystem:
                 continue
             if process_id not in (job.pid, meta.name):
                 continue
-            process = await taken_over(self._keeper(), job, terminal=meta.terminal, started_mono=meta.started_mono)
+            process = await taken_over(
+                self._keeper(),
+                job,
+                terminal=meta.terminal,
+                started_mono=meta.started_mono,
+                kill_tree=self._kill_tree if meta.kind == "exec" else None,
+            )
             if meta.kind == "init":
                 self._init = process
             else:
