@@ -89,4 +89,4 @@ def _whole_engines(setting: Setting) -> list[Contender]:
     async def cycle() -> float:
         return docker.cycle(TRUE)
 
-    return [Contender(DOCKER, cycle, every=setting.effort.slow_every)]
+    return [Contender(DOCKER, cycle, every=setting.effort.slow_every, daemon=True)]

@@ -65,13 +65,13 @@ async def _command_line(setting: Setting) -> None:
         async def run_docker() -> float:
             return docker.run_program(TRUE)
 
-        contenders.append(Contender("docker run --rm --network none", run_docker))
+        contenders.append(Contender("docker run --rm --network none", run_docker, daemon=True))
     if podman is not None:
 
         async def run_podman() -> float:
             return podman.run_program(TRUE)
 
-        contenders.append(Contender("podman run --rm --network none", run_podman))
+        contenders.append(Contender("podman run --rm --network none", run_podman, daemon=True))
     if crun is not None:
 
         async def run_crun() -> float:
