@@ -85,11 +85,11 @@ def process_is_there(pid: int) -> bool:
 
 
 def running_in(container_id: str) -> list[int]:
-    """The processes whose cgroup is that of a container."""
+    """The processes whose cgroup is that of a container; not the dead ones, which its init may never reap."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            if container_id in (directory / "cgroup").read_text():
+            if container_id in (directory / "cgroup").read_text() and process_is_there(int(directory.name)):
                 found.append(int(directory.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from real_support import logged, process_is_there
 
 from lighterman import Engine, InvalidState, NotFound, UsageError
 from lighterman.lifecycle.status import Status
-from real_support import logged, process_is_there
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -129,11 +129,16 @@ async def test_block_left_container_is_gone(engine: Engine) -> None:
 
 
 async def test_block_left_by_an_error_container_is_gone_and_error_comes_out(engine: Engine) -> None:
-    with pytest.raises(ZeroDivisionError):
+    pids = []
+
+    async def block() -> None:
         async with engine.container("busybox", ["sleep", "1000"]) as box:
-            pid = box.pid
+            pids.append(box.pid)
             raise ZeroDivisionError
-    assert not process_is_there(pid)
+
+    with pytest.raises(ZeroDivisionError):
+        await block()
+    assert not process_is_there(pids[0])
 
 
 async def test_engine_closed_with_running_containers_they_end(real_runtime: str) -> None:

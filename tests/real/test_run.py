@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+from real_support import inside
 
 from lighterman import CommandNotExecutable, CommandNotFound, Engine, Mount
-from real_support import inside
 
 pytestmark = pytest.mark.real
 
@@ -151,27 +152,20 @@ async def test_run_many_at_once_each_gets_its_own_answer(engine: Engine) -> None
     assert [(one.exit.code, one.stdout) for one in done] == [(number, b"%d" % number) for number in range(24)]
 
 
-async def test_run_bind_mounts_read_only_and_writable(engine: Engine, tmp_path: object) -> None:
-    from pathlib import Path
-
-    directory = Path(str(tmp_path))
-    (directory / "file").write_text("from the host\n")
+async def test_run_bind_mounts_read_only_and_writable(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("from the host\n")
     text = await inside(
         engine,
-        "cat /ro/file; touch /ro/x 2>/dev/null && echo wrong; echo from inside > /rw/new; df /t | tail -1 | cut -d' ' -f1",
-        mounts=[
-            f"{directory}:/ro:ro",
-            f"{directory}:/rw",
-            Mount(type="tmpfs", target="/t", size_bytes=1 << 20),
-        ],
+        "cat /ro/file; touch /ro/x 2>/dev/null && echo wrong; echo in > /rw/new; df /t | tail -1 | cut -d' ' -f1",
+        mounts=[f"{tmp_path}:/ro:ro", f"{tmp_path}:/rw", Mount(type="tmpfs", target="/t", size_bytes=1 << 20)],
     )
     assert text == "from the host\ntmpfs\n"
-    assert (directory / "new").read_text() == "from inside\n"
+    assert (tmp_path / "new").read_text() == "in\n"
 
 
-async def test_run_one_file_is_bound(engine: Engine, tmp_path: object) -> None:
-    from pathlib import Path
-
-    file = Path(str(tmp_path), "file")
-    file.write_text("one\n")
-    assert await inside(engine, "cat /etc/one", mounts=[f"{file}:/etc/one:ro"]) == "one\n"
+@pytest.mark.parametrize("how", ["", ":ro"])
+@pytest.mark.parametrize("target", ["/etc/one", "/new/directory/one", "/etc/passwd"])
+async def test_run_one_file_bound_is_that_file(engine: Engine, tmp_path: Path, target: str, how: str) -> None:
+    (tmp_path / "file").write_text("one\n")
+    assert await inside(engine, f"cat {target}", mounts=[f"{tmp_path}/file:{target}{how}"]) == "one\n"
+    assert (tmp_path / "file").read_text() == "one\n"
