@@ -108,7 +108,7 @@ class Machine(RuleBasedStateMachine):
                 return  # which error is for the other tests; that it ends is for this one
 
         async def begin() -> None:
-            task = asyncio.create_task(carry_out(), name=f"verb {verb.__qualname__}")
+            task = asyncio.create_task(carry_out(), name="verb")
             self.verbs.add(task)
             task.add_done_callback(self.verbs.discard)
             await self.turns(turns)

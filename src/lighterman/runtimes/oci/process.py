@@ -116,7 +116,11 @@ class OciProcess:
             raise AlreadyStopped(f"process {self._pid} has ended")
         if signal == signals.SIGKILL and self._kill_tree is not None and not has_exited(self._pidfd):
             await asyncio.to_thread(self._kill_tree, self._pid)
-        if self._pidfd is not None:
+            if self._pidfd is not None:
+                # The process is part of its tree: gone by now is what was asked for.
+                with contextlib.suppress(AlreadyStopped):
+                    send_signal(self._pidfd, signal)
+        elif self._pidfd is not None:
             send_signal(self._pidfd, signal)
 
     async def resize_console(self, height: int, width: int) -> None:
