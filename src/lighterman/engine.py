@@ -34,7 +34,7 @@ from lighterman.images.image import Image
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import Status, next_status
-from lighterman.linux_host import LinuxHost, open_host
+from lighterman.linux_host import OWNER, LinuxHost, open_host
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.pump import OutputPump
 from lighterman.record import Record
@@ -63,8 +63,6 @@ from lighterman.supervisor.tasks import OwnedTasks
 __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
-
-_OWNER = "owner"  # the keeper's name for the lease of this process
 
 
 class Engine:
@@ -122,7 +120,8 @@ class Engine:
         await asyncio.to_thread(self._root.acquire)
         try:
             self._host = await open_host(self._root, self._wanted_runtime)
-            await self._lease_ourselves(self._host)
+            await self._host.lease_ourselves()
+            self._tasks.watch(self._host.watch_keeper(), "watch the keeper")
             self._pump = OutputPump(asyncio.get_running_loop())
             if not self._root.private:
                 await self._open_store()
@@ -131,15 +130,6 @@ class Engine:
         except BaseException:
             await self._give_back()
             raise
-
-    async def _lease_ourselves(self, host: LinuxHost) -> None:
-        """What is not to live on ends within moments of our death, however that comes: the keeper sees to it."""
-        ourselves = os.pidfd_open(os.getpid())
-        try:
-            remove = (self._root.run, self._root.state) if self._root.private else ()
-            await host.keeper.lease(_OWNER, ourselves, remove=remove)
-        finally:
-            os.close(ourselves)
 
     async def _open_store(self) -> None:
         # Only who needs it pays for the import of sqlite3.
@@ -635,7 +625,7 @@ class Engine:
             FirstRun(record.generation + 1, record.manually_stopped),
         ]
         if record.lease is not None:
-            options.append(WithLease(_OWNER))
+            options.append(WithLease(OWNER))
         if record.spec.restart.name != "no":
             options.append(WithRestartPolicy(record.spec.restart))
         return options

@@ -57,6 +57,7 @@ RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delet
 KEEPER_CALL_S = _number("KEEPER_CALL_S", 10.0)  # one round trip; measured 13 us
 KEEPER_START_S = _number("KEEPER_START_S", 20.0)  # measured 10 ms; a swapping host needs longer
 KEEPER_IDLE_S = _number("KEEPER_IDLE_S", 60.0)  # without containers and clients it leaves after this
+KEEPER_RETRY_S = _number("KEEPER_RETRY_S", 1.0)  # between attempts to start another one after it was lost
 KEEPER_MESSAGE_BYTES = 65536  # one datagram of the keeper's wire
 LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease across an engine restart
 # Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).

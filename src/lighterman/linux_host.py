@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lighterman import limits
 from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
@@ -26,9 +27,11 @@ from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import JobMeta, RuntimeCall, decode_meta
 from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, Rootfs, Spec
 
-__all__ = ["HeldJob", "LinuxHost", "open_host"]
+__all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
 log = logging.getLogger(__name__)
+
+OWNER = "owner"  # the keeper's name for the lease of this process
 
 
 class HeldJob(NamedTuple):
@@ -79,6 +82,7 @@ class LinuxHost:
         self._images = ImageStore(f"{root.cache}/layers")
         self._runtimes: dict[str, OciRuntime] = {}
         self._slots = StartSlots()
+        self._closing = False
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
 
@@ -88,15 +92,22 @@ class LinuxHost:
         """The runtime of that name, or the one that was chosen. Raises: RuntimeUnavailable, NotSupported."""
         probed, reason = pick(self._probed, name) if name else (self._chosen, self.version.reason)
         if probed.name not in self._runtimes:
-            binary = await asyncio.to_thread(sealed_copy, probed.name, probed.path)
-            if binary is not None:
-                try:
-                    await self.keeper.register_binary(probed.name, binary)
-                finally:
-                    os.close(binary)
-            executable = probed.path if binary is None else probed.name
-            self._runtimes[probed.name] = self._make(probed, executable, reason)
+            executable = await self._register(self.keeper, probed)
+            # Another start may have been as far at the same time.
+            self._runtimes.setdefault(probed.name, self._make(probed, executable, reason))
         return self._runtimes[probed.name]
+
+    @staticmethod
+    async def _register(keeper: KeeperClient, probed: Probed) -> str:
+        """Give the keeper a runtime's binary; returns what to call it by."""
+        binary = await asyncio.to_thread(sealed_copy, probed.name, probed.path)
+        if binary is None:
+            return probed.path
+        try:
+            await keeper.register_binary(probed.name, binary)
+        finally:
+            os.close(binary)
+        return probed.name
 
     def _make(self, probed: Probed, executable: str, reason: str) -> OciRuntime:
         filters = None
@@ -120,6 +131,40 @@ class LinuxHost:
     def start_times(self, runtime: str, id: str) -> tuple[float, float] | None:
         """See `OciRuntime.start_times`."""
         return self._runtimes[runtime].start_times(id) if runtime in self._runtimes else None
+
+    # ---- the keeper ----
+
+    async def lease_ourselves(self) -> None:
+        """What is not to live on ends within moments of our death, however that comes: the keeper sees to it."""
+        await self._lease(self.keeper)
+
+    async def _lease(self, keeper: KeeperClient) -> None:
+        ourselves = os.pidfd_open(os.getpid())
+        try:
+            remove = (self._root.run, self._root.state) if self._root.private else ()
+            await keeper.lease(OWNER, ourselves, remove=remove)
+        finally:
+            os.close(ourselves)
+
+    async def watch_keeper(self) -> None:
+        """Start another keeper when this one is lost. What it kept is watched by pidfd; the new one serves the rest."""
+        while True:
+            await self.keeper.wait_lost()
+            if self._closing:
+                return
+            log.error("the keeper (process %d) is lost: containers are watched by pidfd now", self.keeper.pid)
+            try:
+                keeper = await KeeperClient.start_or_connect(self._root.run, self._root.state)
+                for name in self._runtimes:
+                    await self._register(keeper, next(one for one in self._probed if one.name == name))
+                await self._lease(keeper)
+            except LightermanError as failed:
+                log.error("no other keeper can be started: %s", failed)
+                await asyncio.sleep(limits.KEEPER_RETRY_S)
+                continue
+            self.keeper = keeper
+            for runtime in self._runtimes.values():
+                runtime.keeper = keeper
 
     # ---- what an earlier engine left ----
 
@@ -236,6 +281,7 @@ class LinuxHost:
 
         Args: by_force: every container has been ended by now; what is left is a call that hangs.
         """
+        self._closing = True
         for runtime in self._runtimes.values():
             await runtime.close()
         try:

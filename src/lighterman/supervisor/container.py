@@ -618,7 +618,7 @@ class Container:
         if run.execs.pop(life.name, None) is None:
             return
         how = _how_it_ended(life.process, end)
-        self._tell(run, State.EXIT_PROCESS, process=life.process, then=life.process.port.forget, **how)
+        self._tell(run, State.EXIT_PROCESS, process=life.process, then=life.process.forget, **how)
 
     async def _kill_exec(self, process: Process) -> None:
         try:
@@ -651,7 +651,7 @@ class Container:
         if not isinstance(decision, RestartAfter):
             self._tell_exit(run, how)
             return None
-        self._tell(run, State.RESTART, then=run.init.port.forget, **(how | {"reason": decision.reason}))
+        self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": decision.reason}))
         return await self._restart(run, decision, how)
 
     async def _has_pending_updates(self, run: Run) -> bool:
@@ -863,7 +863,7 @@ class Container:
     def _tell_exit(self, run: Run | None, how: dict[str, Any]) -> None:
         """The id is free when EXIT is told: a backend may create it anew while it hears of it [L01, L24]."""
         self._around.unregister(self)
-        then = run.init.port.forget if run and run.init else None
+        then = run.init.forget if run and run.init else None
         self._final.set_result(self._tell(run, State.EXIT, then=then, **how))
 
     def _tell_lost(self, reason: str, run: Run | None = None, code: ExitCode | None = None) -> None:
@@ -907,7 +907,7 @@ def _how_it_ended(process: Process, end: ProcessEnd) -> dict[str, Any]:
         "exit_code": code.code,
         "exit_code_known": end.code is not None,
         "signal": code.signal,
-        "reason": code.reason if end.code is not None else "the runtime could not tell the exit code",
+        "reason": code.reason if end.code is not None else process.unknown,
         "drained": end.drained,
         # A program can have ended before the runtime that started it has returned.
         "started_at": min(process.started_at, end.finished_at),

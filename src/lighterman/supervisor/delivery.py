@@ -54,7 +54,11 @@ class Delivery:
     async def _tell_backend(self, info: StateInfo) -> bool:
         try:
             await self._backend.state_changed(info)
-        except Exception:  # a backend may raise anything; the container's life goes on [L26]
+        except BaseException as failed:  # a backend may raise anything; the container's life goes on [L26]
+            current = asyncio.current_task()
+            ours = isinstance(failed, asyncio.CancelledError) and current is not None and not current.cancelling()
+            if not isinstance(failed, Exception) and not ours:
+                raise
             log.exception("the backend failed on %s of container %s", info.state, info.container_id)
             return False
         return True

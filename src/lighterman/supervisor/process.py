@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lighterman import limits
 from lighterman.clock import Clock
-from lighterman.errors import BrokenPipe, LightermanError
+from lighterman.errors import BrokenPipe, LightermanError, NotFound
 from lighterman.lifecycle.console import needs_backspace_swap, swap_backspace
 from lighterman.runtimes.base import ComputeProcess
 from lighterman.spec import ExitCode, ProcessConfig
@@ -40,6 +40,7 @@ class Process:
         self.exited = asyncio.Event()  # its code is known, or known to be unknowable; its output may still come
         self.streams: Streams | None = None
         self._clock = clock
+        self.unknown = "the runtime could not tell the exit code"  # why, where it comes to that
         self._label = name
         self._closed = False
 
@@ -108,6 +109,10 @@ class Process:
                 return await self.port.exit_code()
         except BrokenPipe:
             return None
+        except NotFound as unknowable:
+            self.unknown = str(unknowable)
+            log.warning("%s: %s", self._label, unknowable)
+            return None
         except Exception as failed:  # noqa: BLE001  as above: whatever it is, the exit is told
             log.warning("%s: its exit code can't be known: %r", self._label, failed)
             return None
@@ -122,11 +127,12 @@ class Process:
         return tuple([str(await stream.wait_drained(self._clock, limits.DRAIN_S)) for stream in readable])
 
     async def forget(self) -> None:
-        """Nobody is to be told of its end: the runtime need not keep that."""
+        """Who had to be told of its end has been: the runtime need not keep it."""
         try:
-            await self.port.forget()
-        except LightermanError as failed:
-            log.warning("%s: it can't be forgotten: %s", self._label, failed)
+            async with self._clock.timeout(limits.RUNTIME_CALL_S):
+                await self.port.forget()
+        except Exception as failed:  # noqa: BLE001  what comes after it must be told all the same
+            log.warning("%s: it can't be forgotten: %r", self._label, failed)
 
     async def close(self) -> None:
         """Close our stdin and the handle, exactly once; a failure is logged and changes nothing [L22]."""

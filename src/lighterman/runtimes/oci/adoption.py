@@ -67,6 +67,7 @@ def adopt(evidence: Evidence) -> OciProcess:
         job=evidence.job,
         pid=evidence.pid,
         pidfd=pidfd,
+        start_time=evidence.start_time,
         started_mono=_started_mono(evidence.start_time),
         stdio=Stdio(stdin=None, stdout=None, stderr=None),
         terminal=None,

@@ -22,7 +22,7 @@ from lighterman.errors import (
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
-from lighterman.runtimes.oci.processes import has_exited, send_signal, wait_exit_status
+from lighterman.runtimes.oci.processes import PidRef, has_exited, send_signal, wait_exit_status
 from lighterman.spec import ExitCode
 
 __all__ = ["OciProcess"]
@@ -35,6 +35,7 @@ class OciProcess:
         pidfd: ours to close; None if it had been reaped before anybody could take one.
         terminal: a further descriptor of the terminal's master for its size, ours to close.
         kill_tree: ends an exec with all that it has started; blocking.
+        start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
     """
 
@@ -49,11 +50,13 @@ class OciProcess:
         terminal: int | None,
         keeper: KeeperClient | None,
         known_exit: JobExit | None = None,
+        start_time: int | None = None,
         kill_tree: Callable[[int], None] | None = None,
     ) -> None:
         self.job = job
         self._pid = pid
         self._pidfd = pidfd
+        self._identity = PidRef(pid, start_time) if start_time is not None else None
         self._started_mono = started_mono
         self._stdio = stdio
         self._terminal = terminal
@@ -93,7 +96,7 @@ class OciProcess:
         """The kernel still tells when it ends, and from Linux 6.15 on how."""
         if self._pidfd is None:
             return
-        status = await wait_exit_status(self._pidfd)
+        status = await wait_exit_status(self._pidfd, zombie=self._identity)
         if status is not None:
             self._exit = JobExit(job=self.job, status=status, mono=time.monotonic(), wall=time.time())
 
@@ -101,7 +104,7 @@ class OciProcess:
         if not self._gone:
             raise InvalidState(f"process {self._pid} has not ended")
         if self._exit is None:
-            raise NotFound("the exit code is not known: keeper lost")
+            raise NotFound("keeper lost")
         code = os.waitstatus_to_exitcode(self._exit.status)
         return ExitCode(
             code=code if code >= 0 else 128 - code,

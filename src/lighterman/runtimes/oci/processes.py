@@ -31,6 +31,7 @@ __all__ = [
     "uninterruptible",
     "wait_exit_status",
     "wait_pidfd",
+    "zombie_exit_status",
 ]
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -108,14 +109,18 @@ async def wait_pidfd(pidfd: int) -> None:
         os.close(own)
 
 
-async def wait_exit_status(pidfd: int, reap_wait_s: float = _REAP_WAIT_S) -> int | None:
+async def wait_exit_status(pidfd: int, reap_wait_s: float = _REAP_WAIT_S, zombie: PidRef | None = None) -> int | None:
     """Wait until the process has ended; its wait status if the kernel tells (see `pidfd_exit_status`), else None.
 
     The kernel tells once the parent has reaped it, for which `reap_wait_s` is waited.
+
+    Args: zombie: which process it is; then it is also looked at in /proc, before its parent has reaped it.
     """
     own = os.dup(pidfd)
     try:
         await _readable(own)
+        if zombie is not None and (status := zombie_exit_status(zombie)) is not None:
+            return status
         if _get_info(own, 0) is None:
             return pidfd_exit_status(own)
         # Without any event asked for, it reports nothing but POLLHUP: the process has been reaped.
@@ -129,6 +134,19 @@ async def wait_exit_status(pidfd: int, reap_wait_s: float = _REAP_WAIT_S) -> int
         return pidfd_exit_status(own)
     finally:
         os.close(own)
+
+
+def zombie_exit_status(process: PidRef) -> int | None:
+    """The wait status of a process that has ended and was not reaped: proc(5), field 52 of stat, for root."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    # Counted from the field after the name: state 3, start time 22, exit code 52.
+    if len(fields) < 50 or fields[0] != b"Z" or int(fields[19]) != process.start_time:
+        return None
+    return int(fields[49])
 
 
 def pidfd_exit_status(pidfd: int) -> int | None:

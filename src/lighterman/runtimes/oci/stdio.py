@@ -132,6 +132,7 @@ async def taken_over(
         job=job.job,
         pid=job.pid or 0,
         pidfd=pidfd,
+        start_time=job.start_time,
         started_mono=started_mono,
         stdio=stdio,
         terminal=size,

@@ -209,6 +209,7 @@ class OciSystem:
             job=job.job,
             pid=spawned.pid,
             pidfd=spawned.pidfd,
+            start_time=spawned.start_time,
             started_mono=spawned.runtime_exited_mono,
             stdio=stdio,
             terminal=terminal,
