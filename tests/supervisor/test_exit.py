@@ -408,6 +408,45 @@ async def test_L24_restart_waits_for_the_old_clean_up(world: World) -> None:
     assert started.started_mono - restarted.finished_mono >= 60
 
 
+async def test_L24_end_is_forgotten_only_after_the_backend_has_heard_of_it(world: World) -> None:
+    """An engine that dies in between finds the exit record again."""
+    seen: list[bool] = []
+    system = await world.create("sleep")
+
+    async def slow(info: StateInfo) -> None:
+        if info.state is State.EXIT:
+            await world.clock.sleep(5)
+            seen.append(system.init.forgotten)
+
+    world.backend.on_state = slow
+    system.init.exit(3)
+    await world.client.wait("c1")
+    while not seen:
+        await world.clock.sleep(1)
+    assert seen == [False]
+    await world.clock.sleep(1)
+    assert system.init.forgotten
+
+
+@pytest.mark.parametrize("fault", [{"error": FAILED}, {"error": OSError("strange")}, {"hang": True}])
+async def test_L27_end_that_can_not_be_forgotten_holds_up_nothing(world: World, fault: dict[str, Any]) -> None:
+    world.plan.at("process.forget", nth=1, **fault)
+    system = await world.create("sleep", options=(policy("always"),))
+    system.init.exit(1)
+    await world.backend.wait_for("c1", State.START, count=2)
+    await world.client.stop("c1")
+    await world.backend.wait_for("c1", State.EXIT)
+
+
+async def test_L24_end_that_was_not_told_is_kept(world: World) -> None:
+    system = await world.create("sleep")
+    await world.client.close()
+    system.init.exit(3)
+    await world.clock.sleep(100)
+    assert not system.init.forgotten
+    world.leaves_something = True
+
+
 # ---- L25: execs alive at the init's end --------------------------------------------------------------------------
 
 

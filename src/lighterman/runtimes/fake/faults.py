@@ -42,7 +42,6 @@ Operation = Literal[
     "resize_console",
     "close_stdin",
     "process.close",
-    "forget",
     "process.forget",
 ]
 

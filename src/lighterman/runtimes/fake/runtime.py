@@ -557,7 +557,6 @@ class FakeComputeProcess:
     def __init__(self, runtime: FakeRuntime, process: SimulatedProcess) -> None:
         self.runtime = runtime
         self.process = process
-        self.forgotten = False
         self.closed = False
         # Our ends exist from the beginning: what is written before somebody asks for them waits in the pipe.
         detachable = runtime.detachable
@@ -658,7 +657,7 @@ class FakeComputeProcess:
 
     async def forget(self) -> None:
         async def forget() -> None:
-            self.forgotten = True
+            self.process.forgotten = True
 
         await self._do("process.forget", forget)
 
