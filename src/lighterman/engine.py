@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
+import msgspec
+
 from lighterman import limits, recovery
 from lighterman.asking import Options, check_name, container_spec
 from lighterman.books import Books
 from lighterman.clock import Clock, SystemClock
 from lighterman.container import Container, Process
-from lighterman.entry import Entry, ExecEntry, Output, exit_record, not_started, take_output
+from lighterman.entry import Entry, ExecEntry, Output, exit_record, last_words, not_started, take_output
 from lighterman.errors import (
     AlreadyStopped,
     InvalidSpec,
@@ -553,7 +555,7 @@ class Engine:
             record.started_at, record.exit, record.starting = info.started_at, None, 0
         elif info.state in (State.EXIT, State.RESTART):
             record.pid = 0
-            record.exit = exit_record(info, entry.reason)
+            record.exit = await self._with_last_words(entry, exit_record(info, entry.reason))
             entry.last_end = info
             entry.reason = None
         event = Event(
@@ -573,6 +575,13 @@ class Engine:
             entry.end_known_mono = self._clock.mono()
             entry.told_start.set()
             entry.ended.set()
+
+    async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
+        output = entry.output_of
+        if exit.ok or output.sink is None or output.sink.progress == output.begin:
+            return exit
+        said = await asyncio.to_thread(last_words, output.sink, output.terminal, output.begin)
+        return msgspec.structs.replace(exit, last_words=said)
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
         life = entry.execs.get(info.process_id)

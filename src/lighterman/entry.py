@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from lighterman.errors import InvalidState, NotFound
+from lighterman import limits
+from lighterman.errors import InvalidState, NotFound, StoreError
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.logs.container import ContainerLog
+from lighterman.logs.reader import read_frames
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.record import Record
@@ -16,7 +18,7 @@ from lighterman.stdin import StdinWriter
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams
 
-__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "take_output"]
+__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "take_output"]
 
 
 class Output:
@@ -172,11 +174,27 @@ def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
         not_started=(info.reason or "unknown") if info.not_started else None,
         reason=reason,
         oom_killed=info.oom_killed,
+        oom_kills=info.oom_kills,
+        memory_peak_bytes=info.memory_peak_bytes,
+        cpu_s=info.cpu_ns / 1e9 if info.cpu_ns is not None else None,
         started_at=info.started_at,
         finished_at=info.finished_at,
         duration_s=duration,
         generation=info.generation,
     )
+
+
+def last_words(sink: OutputSink, terminal: bool, begin: int) -> bytes:
+    """The end of what a program said on stderr, whole lines where there are any. Blocking."""
+    stream = 1 if terminal else 2
+    after = max(begin, sink.progress - 8 * limits.LAST_WORDS_BYTES)
+    try:
+        said = b"".join(frame.data for frame in read_frames(sink.directory, after) if frame.stream == stream)
+    except (OSError, StoreError):
+        return b""  # rotated away or damaged: the log itself says so
+    said = said[-limits.LAST_WORDS_BYTES :]
+    first = said.find(b"\n")
+    return said[first + 1 :] if len(said) == limits.LAST_WORDS_BYTES and 0 <= first < len(said) - 1 else said
 
 
 def not_started(text: str, generation: int) -> ExitRecord:

@@ -338,7 +338,9 @@ class ExitRecord(Value, frozen=True):
         not_started: why the program never ran.
         reason: who or what ended it where that is known: `"timeout"`, `"stop"`, `"kill"`, `"oom"`, `"lease"` (its owner
             died), `"removed"`; else None.
-        oom_killed: whether the kernel killed a process of the container for memory.
+        oom_killed: whether the kernel killed a process of the container for memory; oom_kills: how many.
+        memory_peak_bytes, cpu_s: of the whole container, read before its cgroup was removed.
+        last_words: the end of its stderr (of a terminal's output), where it did not succeed; at most 2 KiB.
         started_at, finished_at: Unix time in seconds; None where it never started, or is not known.
         duration_s: by the monotonic clock.
     """
@@ -349,6 +351,10 @@ class ExitRecord(Value, frozen=True):
     not_started: str | None = None
     reason: str | None = None
     oom_killed: bool = False
+    oom_kills: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_s: float | None = None
+    last_words: bytes = b""
     started_at: float | None = None
     finished_at: float | None = None
     duration_s: float | None = None

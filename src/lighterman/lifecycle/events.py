@@ -35,6 +35,7 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
             again; for people.
         drained: what ended each stream's drain: `eof`, `buffered` (all that was there at the exit, while somebody
             else holds the pipe open), `stuck` (the consumer made no progress).
+        oom_kills, memory_peak_bytes, cpu_ns: of the whole cgroup, read before it was removed.
         started_at, finished_at: Unix time in seconds; started_mono, finished_mono: for durations.
         error: the clean-up's failure, if it failed; changes nothing else.
     """
@@ -52,6 +53,9 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
     not_started: bool = False
     update_pending: bool = False
     oom_killed: bool = False
+    oom_kills: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_ns: int | None = None
     drained: tuple[str, ...] = ()
     started_at: float | None = None
     finished_at: float | None = None

@@ -62,9 +62,14 @@ class RuntimeVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OomCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """The kernel's kills for memory in the whole cgroup of one compute system."""
+    """What the whole cgroup of one compute system had counted at its end; None where the platform counts nothing.
 
-    oom_kills: int
+    Attributes: oom_kills: processes that the kernel killed for memory.
+    """
+
+    oom_kills: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_ns: int | None = None
 
 
 class ReadPipe(Protocol):

@@ -646,7 +646,9 @@ class Container:
         )
         self._run = None
         how = _how_it_ended(run.init, end)
-        how |= {"update_pending": update_pending, "oom_killed": bool(counters and counters.oom_kills)}
+        how["update_pending"] = update_pending
+        if counters is not None:
+            how |= {"oom_killed": bool(counters.oom_kills), **msgspec.structs.asdict(counters)}
         how["error"] = run.cleanup_error
         if not isinstance(decision, RestartAfter):
             self._tell_exit(run, how)

@@ -407,9 +407,14 @@ class OciSystem:
         return await asyncio.to_thread(lambda: process_summaries(sorted(self.cgroup.pids())))
 
     async def oom_counters(self) -> OomCounters | None:
-        # On the way of every exit: two small reads of cgroupfs, which is memory, cost less than a thread's turn.
-        kills = self.cgroup.oom_kills()
-        return None if kills is None else OomCounters(oom_kills=kills)
+        # On the way of every exit: a few small reads of cgroupfs, which is memory, cost about a thread's turn.
+        try:
+            counted = self.cgroup.statistics()
+        except NotFound:
+            return None
+        return OomCounters(
+            oom_kills=counted.oom_kills, memory_peak_bytes=counted.memory_peak_bytes, cpu_ns=counted.cpu_ns
+        )
 
     async def has_pending_updates(self) -> bool:
         return False
