@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lighterman.errors import AlreadyExists, BrokenPipe, NotFound, NotSupported, RuntimeFailed
+from lighterman.errors import AlreadyExists, BrokenPipe, InvalidState, NotFound, NotSupported, RuntimeFailed
 from lighterman.lifecycle.events import State
 from lighterman.runtimes.base import Features
 from lighterman.testing import ProgramContext
@@ -236,6 +236,27 @@ async def test_L06_paused_before_it_can_be_resumed_after(world: World) -> None:
     await world.client.stop("c1", grace_s=5)
     ended = await world.backend.wait_for("c1", State.EXIT)
     assert ended.signal in (9, 15)
+
+
+async def test_L06_running_before_tells_no_resume_when_it_is_stopped(world: World) -> None:
+    await outlived(world, "ignore-term")
+    await world.client.restore("c1", spec=world.spec("ignore-term"))
+    await world.client.signal("c1", 15)
+    await world.clock.settle()
+    assert world.states() == ["restore"]
+
+
+async def test_L06_pause_and_resume_are_told_after_it(world: World) -> None:
+    await world.create("sleep")
+    await world.client.pause("c1")
+    await world.engine_dies()
+    await world.client.restore("c1", spec=world.spec("sleep"))
+    with pytest.raises(InvalidState):
+        await world.client.pause("c1")
+    await world.client.resume("c1")
+    await world.client.pause("c1")
+    await world.clock.settle()
+    assert world.states() == ["restore", "resume", "pause"]
 
 
 async def test_L06_restore_twice_at_once(world: World) -> None:

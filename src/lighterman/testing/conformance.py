@@ -386,7 +386,9 @@ async def _pause_and_resume(subject: Subject) -> None:
             await _must_raise(NotSupported, box.system.pause())
             return
         stdin, stdout = await _stdin(process), await _stdout(process)
+        await _must_raise(InvalidState, box.system.resume())
         await box.system.pause()
+        await _must_raise(InvalidState, box.system.pause())
         await stdin.write(b"hello")
         reading = asyncio.create_task(_read_until(stdout, b"hello"))
         await subject.clock.sleep(0.3)

@@ -390,10 +390,20 @@ class OciSystem:
 
     async def pause(self) -> None:
         self._must_run()
-        await asyncio.to_thread(self.cgroup.freeze)
+        await asyncio.to_thread(self._freeze)
+
+    def _freeze(self) -> None:
+        if self.cgroup.is_frozen():
+            raise InvalidState(f"container {self._id} is paused already", container=self._id)
+        self.cgroup.freeze()
 
     async def resume(self) -> None:
-        await asyncio.to_thread(self.cgroup.thaw)
+        await asyncio.to_thread(self._thaw)
+
+    def _thaw(self) -> None:
+        if not self.cgroup.is_frozen():
+            raise InvalidState(f"container {self._id} is not paused", container=self._id)
+        self.cgroup.thaw()
 
     async def statistics(self) -> Statistics:
         self._must_run()
