@@ -1,0 +1,162 @@
+"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]` and `python -m vm shell [--host NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+from vm import image, machine, results
+from vm.hosts import HERE, HOSTS, MARKED, SMOKE, SUITES, Host
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "vm"
+TABLE = ROOT / "docs" / "hosts.md"
+NOT_INTO = {"build", "dist", "__pycache__"}  # and what begins with a dot
+TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
+BOUND_S = 3 * 3600.0  # one host
+SMOKE_BOUND_S = 1200.0
+NO_TESTS = 5  # pytest's exit code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__)
+    parser.add_argument("verb", choices=("test", "shell"))
+    parser.add_argument("--host", choices=[host.name for host in HOSTS], action="append", help="only this one")
+    parser.add_argument("--smoke", action="store_true", help="the selection that every change has to pass; no table")
+    parser.add_argument("--timeout-s", type=float, help="for each host")
+    options, selection = parser.parse_known_args()
+    if os.geteuid() != 0:
+        print("vm: making the image and running containers need root", file=sys.stderr)
+        return 1
+
+    machines = [host for host in HOSTS if host is not HERE]
+    chosen = [host for host in HOSTS if host.name in options.host] if options.host else list(HOSTS)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if options.verb == "shell":
+            return shell(chosen[0] if options.host else machines[-1])
+        if options.smoke:
+            smoke = list(SMOKE)
+            bound_s = options.timeout_s or SMOKE_BOUND_S
+            return test([host for host in chosen if host is not HERE], selection or smoke, bound_s, complete=False)
+        complete = not selection and not options.host
+        selection = selection or [*SUITES, "-m", MARKED]
+        return test(chosen, selection, options.timeout_s or BOUND_S, complete=complete)
+
+
+def shell(host: Host) -> int:
+    """A prompt as root in a machine with this checkout in it."""
+    made = image.ready(BUILD)
+    given, returned = BUILD / "given.tar", BUILD / "results.tar"
+    try:
+        _pack(given, [])
+        machine.interact(made, host.kernel_arguments or "", given, returned)
+    finally:
+        given.unlink(missing_ok=True)
+        returned.unlink(missing_ok=True)
+    return 0
+
+
+def test(hosts: list[Host], selection: list[str], bound_s: float, *, complete: bool) -> int:
+    """Run `selection`, pytest's arguments, on each host. `complete`: write the table and look for what ran nowhere."""
+    problems: list[str] = []
+    runs: dict[Host, list[results.Case]] = {}
+    facts: dict[Host, dict[str, str]] = {}
+    for host in hosts:
+        print(f"\n== {host.name}: {host.title}", flush=True)
+        started = time.monotonic()
+        folder = BUILD / "results" / host.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            if host is HERE:
+                _run_here(selection, folder, bound_s)
+            else:
+                _run_there(host, selection, folder, bound_s)
+            runs[host] = results.read_junit(folder / "junit.xml")
+            facts[host] = dict(line.split("=", 1) for line in (folder / "facts").read_text().splitlines())
+            code = int((folder / "exit").read_text())
+        except (machine.Failed, subprocess.TimeoutExpired, OSError, ParseError, tarfile.TarError) as error:
+            problems.append(f"{host.name}: {error}")
+            continue
+        if code:
+            problems.append(f"{host.name}: pytest ended with {code}: see {folder}")
+        print(f"== {host.name}: {time.monotonic() - started:.0f} s", flush=True)
+    if complete and len(runs) == len(hosts):
+        for name, reasons in results.nowhere(runs).items():
+            problems.append(f"ran nowhere: {name}: " + "; ".join(f"{host}: {why}" for host, why in reasons.items()))
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(results.table(runs, facts))
+        print(f"\nwritten: {TABLE.relative_to(ROOT)}")
+    for problem in problems:
+        print(f"FAILED {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _run_here(selection: list[str], folder: Path, bound_s: float) -> None:
+    facts = subprocess.run([ROOT / "vm/guest/facts.sh"], check=True, stdout=subprocess.PIPE, env=_environment())
+    (folder / "facts").write_bytes(facts.stdout)
+    command = [
+        "tools/cgroup-setup.sh",
+        sys.executable,
+        "-m",
+        "pytest",
+        f"--junitxml={folder / 'junit.xml'}",
+        *selection,
+    ]
+    done = subprocess.run(command, check=False, cwd=ROOT, timeout=bound_s, stdin=subprocess.DEVNULL)
+    (folder / "exit").write_text(str(done.returncode))
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHON": sys.executable}
+
+
+def _run_there(host: Host, selection: list[str], folder: Path, bound_s: float) -> None:
+    made = image.ready(BUILD)
+    given, returned = BUILD / "given.tar", BUILD / "results.tar"
+    try:
+        _pack(given, [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *selection])
+        machine.boot(made, host.kernel_arguments or "", given, returned, folder / "console", bound_s)
+        with tarfile.open(returned) as archive:
+            for member in archive:
+                # Flat and by name: what comes out of the machine chooses no path here.
+                content = archive.extractfile(member)
+                if content is not None:
+                    (folder / Path(member.name).name).write_bytes(content.read())
+    finally:
+        given.unlink(missing_ok=True)
+        returned.unlink(missing_ok=True)
+
+
+def _pack(given: Path, arguments: list[str]) -> None:
+    """What goes into the machine: `/checkout`, and pytest's arguments in `/arguments`, one a line."""
+    listed = BUILD / "arguments"
+    listed.write_text("".join(f"{argument}\n" for argument in arguments))
+    with tarfile.open(given, "w") as archive:
+        archive.add(listed, "arguments")
+        for path in _checkout(ROOT):
+            archive.add(path, Path("checkout") / path.relative_to(ROOT), recursive=False)
+
+
+def _checkout(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.iterdir()):
+        if path.name in NOT_INTO or path.name.startswith("."):
+            continue
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _checkout(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+# Read by vm-run, in the virtual machine, as root: the tests with the arguments of /arguments, one a line, or a shell.
+# What is in /results goes back to the host through the last disk.
+export PATH="/venv/bin:$PATH" LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+cd /checkout || exit
+
+if grep -qw vm.shell /proc/cmdline; then
+    echo "the checkout is in $PWD, its Python is $(command -v python); exit ends the machine"
+    setsid --ctty bash --norc -i </dev/ttyS0 >/dev/ttyS0 2>&1
+    exit
+fi
+
+mkdir /results
+vm/guest/facts.sh >/results/facts
+# Word by word and not by xargs: the exit code has to be pytest's.
+set --
+while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
+python -m pytest --junitxml=/results/junit.xml "$@" </dev/null 2>&1
+echo $? >/results/exit
+dmesg >/results/dmesg
+tar -cf /dev/nvme0n3 -C /results .
+sync

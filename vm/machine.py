@@ -1,0 +1,122 @@
+"""One virtual machine under QEMU: three disks (root, what goes in, what comes out) and a serial console."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from vm.image import Image
+
+__all__ = ["Failed", "boot"]
+
+CPUS = 2
+MEMORY = "3G"
+RESULTS_BYTES = 256 << 20  # sparse
+KVM_TRY_S = 10.0
+
+
+class Failed(Exception):
+    """The machine did not do what it was started for; the text says what, and where to look."""
+
+
+def boot(image: Image, arguments: str, given: Path, results: Path, console: Path, timeout_s: float) -> None:
+    """Start a machine, show its console and keep it in `console`, and return when it has switched itself off.
+
+    Args:
+        arguments: for the kernel. given: a tar archive, the machine's second disk. results: made here, its third one;
+        it writes a tar archive to it. timeout_s: it is ended then.
+
+    Raises: Failed if it did not end in time, or QEMU could not run it.
+    """
+    with results.open("wb") as file:
+        file.truncate(RESULTS_BYTES)
+    # stdin is no terminal of QEMU's; a console that nobody reads would stop the machine, so it goes through here.
+    process = subprocess.Popen(
+        [*_qemu(image, arguments, given, results), "-serial", "stdio"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    timed_out = threading.Event()
+
+    def end() -> None:
+        timed_out.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        with console.open("wb") as file:
+            _copy(process.stdout, file)
+        code = process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+    if timed_out.is_set():
+        raise Failed(f"the machine was not done within {timeout_s:.0f} s and was ended: see {console}")
+    if code != 0:
+        raise Failed(f"QEMU ended with {code}: see {console}")
+
+
+def interact(image: Image, arguments: str, given: Path, results: Path) -> None:
+    """As `boot`, with this terminal as its console and no bound; Ctrl-A X ends it by force."""
+    with results.open("wb") as file:
+        file.truncate(RESULTS_BYTES)
+    command = [*_qemu(image, f"{arguments} vm.shell", given, results), "-serial", "mon:stdio"]
+    subprocess.run(command, check=False)
+
+
+def _copy(source: IO[bytes], file: IO[bytes]) -> None:
+    """By pieces as they come: a row of dots is progress."""
+    while piece := source.read1(65536):  # type: ignore[attr-defined]
+        file.write(piece)
+        sys.stdout.write(piece.decode(errors="replace").replace("\r", ""))
+        sys.stdout.flush()
+
+
+def _qemu(image: Image, arguments: str, given: Path, results: Path) -> list[str]:
+    command = _without_disks(image)
+    command += ["-append", f"console=ttyS0 loglevel=1 panic=-1 root=/dev/nvme0n1 rw {arguments}"]
+    # NVMe because Debian's cloud kernel has it built in; what the machine writes to its root goes to a file without a
+    # name that QEMU makes.
+    command += ["-device", "nvme,id=nvme,serial=vm"]
+    disks = (f"{image.root},snapshot=on", f"{given},readonly=on", str(results))
+    for number, disk in enumerate(disks, 1):
+        command += ["-drive", f"if=none,id=disk{number},format=raw,file={disk}"]
+        command += ["-device", f"nvme-ns,drive=disk{number},bus=nvme,nsid={number}"]
+    return command
+
+
+def _without_disks(image: Image, accelerator: str | None = None) -> list[str]:
+    # Whatever ends this process ends the machine.
+    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    command += ["-accel", accelerator or _accelerator(image), "-cpu", "max", "-smp", str(CPUS), "-m", MEMORY]
+    command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]
+    return [*command, "-kernel", str(image.kernel)]
+
+
+@functools.cache
+def _accelerator(image: Image) -> str:
+    """KVM if a kernel gets as far as its panic over the missing root there: a /dev/kvm may be there and not work."""
+    if platform.machine() != "x86_64":
+        raise Failed(f"the image is for x86_64, this is {platform.machine()}")
+    if shutil.which("qemu-system-x86_64") is None:
+        raise Failed("qemu-system-x86_64 is not installed: run tools/install-vm.sh")
+    # Five levels of page tables cost time and are of no use in 3 GB.
+    tcg = "tcg,thread=multi"
+    if not Path("/dev/kvm").exists():
+        return tcg
+    command = [*_without_disks(image, "kvm"), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
+    try:
+        tried = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=KVM_TRY_S)
+    except subprocess.TimeoutExpired:
+        return tcg
+    return "kvm" if b"Kernel panic" in tried.stdout else tcg
