@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from lighterman import limits
-from lighterman.errors import InvalidSpec
+from lighterman.errors import InvalidSpec, NotFound
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
 from lighterman.logs.streams import LogStream
@@ -162,7 +162,7 @@ class Container:
         Raises: CommandNotFound, CommandNotExecutable, InvalidState if the container is not running.
         If cancelled: the process is killed before the cancellation is raised.
         """
-        return await self._engine.exec_to_end(
+        return await self._engine.execs.run(
             self._entry,
             argv,
             stdin=stdin,
@@ -185,7 +185,7 @@ class Container:
         console_size: ConsoleSize | None = None,
     ) -> Process:
         """Start a further process and return it running. Raises: as `exec`."""
-        return await self._engine.start_exec(
+        life = await self._engine.execs.start(
             self._entry,
             argv,
             stdin=stdin,
@@ -195,6 +195,18 @@ class Container:
             terminal=terminal,
             console_size=console_size,
         )
+        return Process(self._engine, self._entry, life)
+
+    async def execs(self) -> list[Process]:
+        """Its exec processes that run, and those that were started by `start_exec` and have ended."""
+        return [Process(self._engine, self._entry, life) for life in self._entry.execs.values()]
+
+    async def get_exec(self, id: str) -> Process:
+        """An exec process by its id; also one that an earlier engine has started. Raises: NotFound."""
+        life = self._entry.execs.get(id)
+        if life is None:
+            raise NotFound(f"container {self.name} has no process {id!r:.140}", container=self.id)
+        return Process(self._engine, self._entry, life)
 
     def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
         """What it wrote, all runs, piece by piece as it was read from it; from `after` a record's cursor on.
@@ -249,13 +261,17 @@ class Process:
         """As `stdout`. Raises: InvalidState with a terminal."""
         return self._life.output(2)
 
+    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
+        """What it wrote, from a record's cursor on; for who comes back, or comes later than others."""
+        return self._life.log.records(after, follow=follow)
+
     async def wait(self) -> ExitRecord:
         """How it ended, once it has."""
         return await self._life.wait_exit()
 
     async def kill(self, signal: int | str = signals.SIGKILL) -> None:
         """Deliver one signal to it; KILL ends all that it has started as well. Not running is not an error."""
-        await self._engine.signal_exec(self._entry, self._life, signal_number(signal))
+        await self._engine.execs.signal(self._entry, self._life, signal_number(signal))
 
     async def resize(self, *, height: int, width: int) -> None:
         """Set its terminal's size in cells. Raises: InvalidState without a terminal."""

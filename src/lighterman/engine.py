@@ -19,11 +19,11 @@ import msgspec
 from lighterman import limits, recovery
 from lighterman.asking import Options, check_name, container_spec
 from lighterman.books import Books
+from lighterman.capture import Captured, capture
 from lighterman.clock import Clock, SystemClock
-from lighterman.container import Container, Process
-from lighterman.entry import Entry, ExecEntry, Output, exit_record, last_words, not_started, take_output
+from lighterman.container import Container
+from lighterman.entry import Entry, Output, exit_record, last_words, not_started, take_output
 from lighterman.errors import (
-    AlreadyStopped,
     InvalidSpec,
     InvalidState,
     LightermanError,
@@ -32,12 +32,12 @@ from lighterman.errors import (
     StoreError,
     UsageError,
 )
+from lighterman.execs import Execs
 from lighterman.images.image import Image
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import Status, next_status
 from lighterman.linux_host import OWNER, LinuxHost, open_host
-from lighterman.logs.container import ContainerLog
 from lighterman.logs.pump import OutputPump
 from lighterman.record import Record
 from lighterman.results import Result
@@ -45,7 +45,6 @@ from lighterman.roots import StateRoot
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
 from lighterman.runtimes.options import FirstRun, OutputSegments, WithLease, WithRestartPolicy
 from lighterman.spec import (
-    ConsoleSize,
     ContainerSpec,
     ExitRecord,
     Overlay,
@@ -97,6 +96,7 @@ class Engine:
         self._host: LinuxHost | None = None
         self._pump: OutputPump | None = None
         self._books = Books(self._store, self._clock)
+        self._execs = Execs(self._clock, self._tasks, lambda: self.host, self.client_of)
         self._open = False
 
     # ---- its own life --------------------------------------------------------------------------------------------
@@ -415,107 +415,14 @@ class Engine:
         entry.output_of.close()
         for life in entry.execs.values():
             life.output_of.close()
+            life.ended.set()
         await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
         await self._books.bury(entry)
 
-    async def start_exec(
-        self,
-        entry: Entry,
-        argv: Sequence[str],
-        *,
-        stdin: bool = False,
-        env: dict[str, str] | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        terminal: bool = False,
-        console_size: ConsoleSize | None = None,
-    ) -> Process:
-        """See `Container.start_exec`."""
-        client = self.client_of(entry)
-        if isinstance(argv, str):
-            raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
-        if entry.process is None:
-            raise InvalidState(f"container {entry.record.name} is {entry.record.status}, not running")
-        config = await self.host.exec_process(
-            entry.process,
-            tuple(argv),
-            root=f"/proc/{entry.record.pid}/root",
-            env=env,
-            workdir=workdir,
-            user=user,
-            terminal=terminal,
-            console_size=console_size,
-            stdin=stdin,
-        )
-        life = ExecEntry(secrets.token_hex(6))
-        entry.execs[life.name] = life
-        try:
-            life.pid = await client.add_process(entry.record.id, life.name, config)
-        except BaseException as failed:
-            if isinstance(failed, asyncio.CancelledError):
-                # The start goes on in the client; what comes of it is killed, since nobody wants it.
-                self._tasks.finish(self._kill_exec_when_started(entry, life), f"undo exec {life.name}")
-            else:
-                entry.execs.pop(life.name, None)
-            raise
-        return Process(self, entry, life)
-
-    async def exec_to_end(
-        self,
-        entry: Entry,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | None,
-        env: dict[str, str] | None,
-        workdir: str | None,
-        user: str | None,
-        timeout_s: float | None,
-        max_output: int,
-    ) -> Result:
-        """See `Container.exec`."""
-        began = self._clock.mono()
-        process = await self.start_exec(entry, argv, stdin=stdin is not None, env=env, workdir=workdir, user=user)
-        life = entry.execs[process.id]
-        try:
-            if stdin is not None:
-                process.stdin.write(stdin)
-                process.stdin.write_eof()
-            captured = [
-                self._capture(life.output(1), max_output),
-                self._capture(life.output(2), max_output),
-            ]
-            try:
-                async with self._clock.timeout(timeout_s):
-                    await life.ended.wait()
-            except TimeoutError:
-                life.reason = "timeout"
-                await self.signal_exec(entry, life, 9)
-                await life.ended.wait()
-            out, err = await captured[0], await captured[1]
-        except BaseException:
-            await self._finish(self._kill_exec(entry, life), f"kill exec {life.name}")
-            raise
-        known = self._clock.mono()
-        entry.execs.pop(life.name, None)
-        life.output_of.close()
-        if out[0] or err[0]:
-            self._tasks.finish(_remove_in_thread(f"{self._root.container(entry.record.id)}/execs/{life.name}"), "exec")
-        assert life.exit is not None
-        return Result(
-            exit=life.exit,
-            stdout=out[0],
-            stderr=err[0],
-            stdout_truncated=out[1],
-            stderr_truncated=err[1],
-            timings=Timings(total=known - began),
-        )
-
-    async def signal_exec(self, entry: Entry, life: ExecEntry, signal: int) -> None:
-        """See `Process.kill`."""
-        try:
-            await self.client_of(entry).signal_process(entry.record.id, life.name, signal)
-        except (AlreadyStopped, NotFound, InvalidState):
-            return  # it has ended: that is what was wanted, or it makes no difference any more
+    @property
+    def execs(self) -> Execs:
+        """The verbs of exec processes."""
+        return self._execs
 
     # ---- what the supervisor tells (Backend) ---------------------------------------------------------------------
 
@@ -525,17 +432,16 @@ class Engine:
         if entry is None or self._pump is None:
             raise NotFound(f"container {container_id} was removed", container=container_id)
         if process_id == "init":
-            sink = await entry.log.open_run(streams.generation)
+            sink = await entry.log.open_run(streams.generation, takeover=entry.restoring)
             entry.output_of.close()
             entry.output_of = output = Output()
             entry.start_times = self.host.start_times(entry.record.runtime, container_id)
         else:
-            life = entry.execs.get(process_id)
-            if life is None:
-                life = entry.execs[process_id] = ExecEntry(process_id)
-            sink = self._pump.open(f"{self._root.container(container_id)}/execs/{process_id}")
+            life = entry.execs.get(process_id) or entry.new_exec(process_id)
+            life.pid = life.pid or streams.pid
+            sink = await life.log.open_run(1, takeover=entry.restoring)
             output = life.output_of
-        output.sink, output.begin, output.terminal = sink, sink.progress, streams.terminal
+        output.sink, output.terminal = sink, streams.terminal
         take_output(streams, sink)
         if streams.stdin is not None:
             output.stdin = StdinWriter(streams.stdin, self._tasks.watch)
@@ -569,6 +475,7 @@ class Engine:
         )
         await self._books.tell_fact(entry, event)
         if info.state in (State.START, State.RESTORE):
+            entry.restoring = False
             entry.told_start.set()
         elif info.state is State.EXIT:
             entry.log.end()
@@ -578,9 +485,9 @@ class Engine:
 
     async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
         output = entry.output_of
-        if exit.ok or output.sink is None or output.sink.progress == output.begin:
+        if exit.ok or output.sink is None or output.sink.progress == 0:
             return exit
-        said = await asyncio.to_thread(last_words, output.sink, output.terminal, output.begin)
+        said = await asyncio.to_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
@@ -600,6 +507,7 @@ class Engine:
         await self._books.tell_fact(entry, event)
         if life is not None and exit is not None:
             life.exit = exit
+            life.log.end()
             life.ended.set()
 
     # ---- what coming back needs (recovery) -----------------------------------------------------------------------
@@ -607,7 +515,7 @@ class Engine:
     def new_entry(self, record: Record) -> Entry:
         """What is held in memory of a container."""
         assert self._pump is not None
-        return Entry(record, ContainerLog(self._pump, Path(self._root.container(record.id), "logs")))
+        return Entry(record, self._pump, Path(self._root.container(record.id)))
 
     def client(self, runtime: str) -> Client:
         """The client over one runtime, which must have been asked for before."""
@@ -728,11 +636,9 @@ class Engine:
             log.debug("container %s ended in the same moment", entry.record.name)
         return True
 
-    async def _to_end(
-        self, entry: Entry, timeout_s: float | None, max_output: int
-    ) -> tuple[tuple[bytes, bool], tuple[bytes, bool]]:
-        out = self._capture(entry.output(1), max_output)
-        err = None if entry.output_of.terminal else self._capture(entry.output(2), max_output)
+    async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
+        out = capture(self._tasks, entry.output(1), max_output)
+        err = None if entry.output_of.terminal else capture(self._tasks, entry.output(2), max_output)
         try:
             async with self._clock.timeout(timeout_s):
                 await entry.ended.wait()
@@ -740,40 +646,6 @@ class Engine:
             await self._end(entry, "timeout", 0)
             await entry.ended.wait()
         return await out, await err if err is not None else (b"", False)
-
-    def _capture(self, stream: Any, max_output: int) -> asyncio.Future[tuple[bytes, bool]]:
-        done: asyncio.Future[tuple[bytes, bool]] = asyncio.get_running_loop().create_future()
-
-        async def capture() -> None:
-            try:
-                captured = await stream.capture(max_output)
-            except BaseException as failed:
-                if not done.done():
-                    done.set_exception(failed if isinstance(failed, Exception) else InvalidState("the engine closed"))
-                    done.exception()
-                raise
-            if not done.done():
-                done.set_result(captured)
-
-        self._tasks.watch(capture(), "capture output")
-        return done
-
-    async def _kill_exec(self, entry: Entry, life: ExecEntry) -> None:
-        await self.signal_exec(entry, life, 9)
-        await life.ended.wait()
-        entry.execs.pop(life.name, None)
-
-    async def _kill_exec_when_started(self, entry: Entry, life: ExecEntry) -> None:
-        while entry.client is not None and entry.is_registered and not life.ended.is_set():
-            try:
-                await entry.client.signal_process(entry.record.id, life.name, 9)
-            except InvalidState:
-                await self._clock.sleep(0.01)
-                continue
-            except LightermanError:
-                break
-            await life.ended.wait()
-        entry.execs.pop(life.name, None)
 
     async def _finish(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do it to its end even if who asked is cancelled meanwhile."""
@@ -814,7 +686,3 @@ def _remove_tree(path: str) -> None:
         return
     except OSError as failed:
         raise StoreError(f"{path} can't be removed: {failed}") from failed
-
-
-async def _remove_in_thread(path: str) -> None:
-    await asyncio.to_thread(_remove_tree, path)

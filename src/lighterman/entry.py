@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
+from pathlib import Path
 
 from lighterman import limits
 from lighterman.errors import InvalidState, NotFound, StoreError
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.logs.container import ContainerLog
+from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import read_frames
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
@@ -26,7 +29,6 @@ class Output:
 
     def __init__(self) -> None:
         self.sink: OutputSink | None = None
-        self.begin = 0
         self.stdin: StdinWriter | None = None
         self.terminal = False
         self._readers: dict[int, LogStream] = {}
@@ -39,7 +41,7 @@ class Output:
             raise InvalidState(f"{whose} has a terminal: all of its output is in stdout")
         reader = self._readers.get(stream)
         if reader is None:
-            reader = self._readers[stream] = LogStream(self.sink, stream, self.begin)
+            reader = self._readers[stream] = LogStream(self.sink, stream)
         return reader
 
     def close(self) -> None:
@@ -51,9 +53,11 @@ class Output:
 class ExecEntry:
     """One exec process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pump: OutputPump, directory: Path) -> None:
         self.name = name
         self.pid = 0
+        self.directory = directory
+        self.log = ContainerLog(pump, directory)
         self.output_of = Output()
         self.exit: ExitRecord | None = None
         self.reason: str | None = None
@@ -69,6 +73,12 @@ class ExecEntry:
         """Its stdout (1) or stderr (2)."""
         return self.output_of.reader(stream, f"process {self.name}")
 
+    async def forget(self) -> None:
+        """Nobody can ask for it any more: its output goes."""
+        self.output_of.close()
+        if self.output_of.sink is not None and self.output_of.sink.progress:
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
     async def wait_exit(self) -> ExitRecord:
         """How it ended."""
         await self.ended.wait()
@@ -80,9 +90,11 @@ class ExecEntry:
 class Entry:
     """One container."""
 
-    def __init__(self, record: Record, log: ContainerLog) -> None:
+    def __init__(self, record: Record, pump: OutputPump, directory: Path) -> None:
         self.record = record
-        self.log = log
+        self.directory = directory
+        self.log = ContainerLog(pump, directory / "logs")
+        self._pump = pump
         self.client: Client | None = None  # of the runtime that its last run used
         self.process: ProcessConfig | None = None  # of its last run
         self.lowers: tuple[str, ...] = ()
@@ -93,10 +105,16 @@ class Entry:
         self.removed = asyncio.Event()
         self.told_start = asyncio.Event()  # the start, or its failure, is written down
         self.starting = False
+        self.restoring = False  # an earlier engine's run is being taken up
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
         self.start_asked_mono = 0.0
         self.end_known_mono = 0.0
+
+    def new_exec(self, name: str) -> ExecEntry:
+        """Enter a further process."""
+        life = self.execs[name] = ExecEntry(name, self._pump, self.directory / "execs" / name)
+        return life
 
     @property
     def is_registered(self) -> bool:
@@ -184,10 +202,10 @@ def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
     )
 
 
-def last_words(sink: OutputSink, terminal: bool, begin: int) -> bytes:
+def last_words(sink: OutputSink, terminal: bool) -> bytes:
     """The end of what a program said on stderr, whole lines where there are any. Blocking."""
     stream = 1 if terminal else 2
-    after = max(begin, sink.progress - 8 * limits.LAST_WORDS_BYTES)
+    after = max(0, sink.progress - 8 * limits.LAST_WORDS_BYTES)
     try:
         said = b"".join(frame.data for frame in read_frames(sink.directory, after) if frame.stream == stream)
     except (OSError, StoreError):

@@ -139,4 +139,5 @@ async def _take_up_running(engine: Engine, host: LinuxHost, entry: Entry, jobs: 
     except LightermanError as changed:
         log.warning("container %s can't be started again as it is: %s", record.name, changed)
         spec = None
+    entry.restoring = True
     await entry.client.restore(record.id, *options, spec=spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lighterman.runtimes.base import CreateOption
 from lighterman.spec import RestartPolicy
 
@@ -57,9 +59,12 @@ class Credentials(CreateOption, frozen=True):
 
 
 class WithRestartPolicy(CreateOption, frozen=True):
-    """Start it again when it has ended, as the policy says. The lifecycle's own; no runtime sees it."""
+    """Start it again when it has ended, as the policy says. The lifecycle's own; no runtime sees it.
 
-    policy: RestartPolicy
+    Attributes: policy: or a function, see `lifecycle.restart.RestartRule`.
+    """
+
+    policy: RestartPolicy | Callable[..., float | None]
 
 
 class WithCheckpoint(CreateOption, frozen=True):
@@ -101,4 +106,4 @@ class OutputSegments(CreateOption, frozen=True):
         """The directory of one process's segments."""
         if process_id == "init":
             return f"{self.directory}/logs/{self.generation}"
-        return f"{self.directory}/execs/{process_id}"
+        return f"{self.directory}/execs/{process_id}/1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
@@ -11,6 +12,7 @@ from lighterman import limits
 from lighterman.clock import Clock, SystemClock
 from lighterman.errors import AlreadyExists, InvalidState, NotFound
 from lighterman.lifecycle.events import StateInfo
+from lighterman.lifecycle.restart import RestartRate, RestartRule
 from lighterman.runtimes.base import CreateOption, Runtime, console_size
 from lighterman.runtimes.options import WithCheckpoint
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, RestartPolicy, Spec, Statistics
@@ -26,6 +28,10 @@ __all__ = ["Client"]
 log = logging.getLogger(__name__)
 
 
+def _jitter() -> float:
+    return random.uniform(-1, 1)
+
+
 class Client:
     """Containers by id, over one runtime, told to one backend. Usable on its own, without the engine around it.
 
@@ -35,12 +41,25 @@ class Client:
         end = await client.wait("box")
     ```
     Leaving it means "stop watching": it ends no container. Cancelling a verb, `create` apart, ends only the waiting.
+
+    Args:
+        restart_rate: a limit on restarts a second, perhaps shared with other clients. jitter: draws from -1 to 1.
     """
 
-    def __init__(self, runtime: Runtime, backend: Backend, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        backend: Backend,
+        *,
+        clock: Clock | None = None,
+        restart_rate: RestartRate | None = None,
+        jitter: Callable[[], float] = _jitter,
+    ) -> None:
         self._runtime = runtime
         self._backend = backend
         self._clock: Clock = clock or SystemClock()
+        self._restart_rate = restart_rate
+        self._jitter = jitter
         self._containers: dict[str, Container] = {}
         self._cleaning: dict[str, asyncio.Task[None]] = {}
         self._deliveries: dict[str, Delivery] = {}
@@ -122,7 +141,15 @@ class Client:
         """Change the limits of a running container. Raises: NotSupported."""
         await self._container(id).update_resources(resources)
 
-    def set_restart_policy(self, id: str, policy: RestartPolicy) -> None:
+    async def end_run(self, id: str, *, grace_s: float, restart: str | None = None) -> None:
+        """End the run that is under way without that counting as a stop by request: the restart policy decides.
+
+        Args: restart: why another run is to follow whatever the policy; None leaves it to the policy.
+        Raises: NotFound, InvalidState if nothing runs, LimitExceeded.
+        """
+        await self._container(id).end_run(grace_s, restart)
+
+    def set_restart_policy(self, id: str, policy: RestartPolicy | RestartRule) -> None:
         """Takes effect at the next decision [L35]."""
         self._container(id).set_restart_policy(policy)
 
@@ -205,6 +232,8 @@ class Client:
             finish=self._tasks.finish,
             tell=self._tell,
             unregister=self._unregister,
+            jitter=self._jitter,
+            restart_rate=self._restart_rate,
         )
         container = Container(id, spec, options, around)
         self._containers[id] = container

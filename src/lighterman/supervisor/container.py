@@ -27,7 +27,7 @@ from lighterman.errors import (
     ServicingFailed,
 )
 from lighterman.lifecycle.events import State, StateInfo
-from lighterman.lifecycle.restart import RestartAfter, RestartManager, RunEnd
+from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
 from lighterman.runtimes.base import CreateOption, OomCounters, Runtime
 from lighterman.runtimes.options import (
     FirstRun,
@@ -62,6 +62,8 @@ class Surroundings:
     finish: Spawn  # a task that goes on to its end
     tell: Callable[[StateInfo, Callable[[], Awaitable[None]] | None], None]
     unregister: Callable[[Container], None]
+    jitter: Callable[[], float]  # from -1 to 1
+    restart_rate: RestartRate | None = None
 
 
 class _AttachFailed(Exception):
@@ -224,6 +226,36 @@ class Container:
             return False
         return True
 
+    async def end_run(self, grace_s: float, restart: str | None) -> None:
+        """End this run without marking it as stopped by request; returns when its exit is known.
+
+        If cancelled: it is ended all the same. Raises: InvalidState, LimitExceeded if not even SIGKILL ends it.
+        """
+        run = self._running()
+        run.restart_reason = run.restart_reason or restart
+        await self._in_own_task(self._end_run(run, grace_s), f"end the run of {self.id}")
+
+    async def _end_run(self, run: Run, grace_s: float) -> None:
+        assert run.init is not None
+        # A stop by request that is under way has its own grace, and waits for the same end.
+        if grace_s > 0 and self._around.runtime.features().signals:
+            try:
+                await self._within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(self.spec.stop_signal))
+                await self._thaw(run, tell=True)
+            except AlreadyStopped:
+                return
+            except LightermanError as failed:
+                log.warning("container %s: its stop signal can't be delivered: %s", self.id, failed)
+                grace_s = 0.0
+        elif grace_s > 0:
+            self._around.finish(self._shut_down_quietly(run), f"shutdown {self.id}")
+        if not await self._exits_within(run, grace_s):
+            try:
+                await self._end_system(run, kill=True)
+            except AlreadyStopped:
+                log.debug("container %s ended in the same moment", self.id)
+            await self._must_exit(run)
+
     async def pause(self) -> None:
         """Freeze all of it, and tell PAUSE. Raises: InvalidState if it is paused, NotSupported."""
         await self._in_order(self._pause)
@@ -279,7 +311,7 @@ class Container:
         """Its EXIT, once that has been told; a restart is not the end."""
         return await asyncio.shield(self._final)
 
-    def set_restart_policy(self, policy: RestartPolicy) -> None:
+    def set_restart_policy(self, policy: RestartPolicy | RestartRule) -> None:
         """Counts from the next decision on [L35]."""
         self._restarts.policy = policy
 
@@ -639,10 +671,16 @@ class Container:
         counters = await self._oom_counters(run)
         await self._clean_up(run)
         ran_for_s = max(0.0, end.finished_mono - run.init.started_mono)
-        decision = self._restarts.decide(
-            RunEnd(exit_code=end.code.code if end.code else -1, known=end.code is not None),
-            manually_stopped=self._manually_stopped,
-            ran_for_s=ran_for_s,
+        decision = self._decide(
+            RunEnd(
+                exit_code=end.code.code if end.code else -1,
+                known=end.code is not None,
+                signal=end.code.signal if end.code else None,
+                oom_killed=bool(counters and counters.oom_kills),
+                ran_for_s=ran_for_s,
+                finished_at=end.finished_at,
+            ),
+            forced=run.restart_reason,
         )
         self._run = None
         how = _how_it_ended(run.init, end)
@@ -655,6 +693,19 @@ class Container:
             return None
         self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": decision.reason}))
         return await self._restart(run, decision, how)
+
+    def _decide(self, end: RunEnd, forced: str | None = None) -> Decision:
+        decision = self._restarts.decide(
+            end,
+            manually_stopped=self._manually_stopped,
+            ran_for_s=end.ran_for_s,
+            now=self._clock.mono(),
+            jitter=self._around.jitter(),
+            forced=forced,
+        )
+        if not isinstance(decision, RestartAfter) and decision.error is not None:
+            log.error("container %s is not started again: %s", self.id, decision.reason, exc_info=decision.error)
+        return decision
 
     async def _has_pending_updates(self, run: Run) -> bool:
         try:
@@ -749,11 +800,7 @@ class Container:
             if self._aborted:
                 self._tell_exit(ended, how)
                 return None
-            next_one = self._restarts.decide(
-                RunEnd(started=False),
-                manually_stopped=self._manually_stopped,
-                ran_for_s=0.0,
-            )
+            next_one = self._decide(RunEnd(started=False, finished_at=self._clock.wall()))
             if not isinstance(next_one, RestartAfter):
                 break
             decision = next_one
@@ -761,15 +808,23 @@ class Container:
         return None
 
     async def _wait_cut_short(self, delay_s: float) -> bool:
-        self._restart_wait = asyncio.Event()
+        self._restart_wait = cut = asyncio.Event()
+        rate = self._around.restart_rate
         try:
-            async with self._clock.timeout(delay_s):
-                await self._restart_wait.wait()
-        except TimeoutError:
-            return False
+            if await self._is_set_within(cut, delay_s):
+                return True
+            held_s = rate.take(self._clock.mono()) if rate is not None else 0.0
+            return held_s > 0 and await self._is_set_within(cut, held_s)
         finally:
             self._restart_wait = None
             self._restarts.wait_over()
+
+    async def _is_set_within(self, event: asyncio.Event, limit_s: float) -> bool:
+        try:
+            async with self._clock.timeout(limit_s):
+                await event.wait()
+        except TimeoutError:
+            return False
         return True
 
     def _leave(self) -> None:

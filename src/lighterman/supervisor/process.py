@@ -61,6 +61,7 @@ class Process:
             stderr=ReadStream(stdio.stderr, f"{self._label}: stderr") if stdio.stderr and not terminal else None,
             terminal=terminal,
             generation=generation,
+            pid=self.pid,
         )
         return self.streams
 

@@ -255,6 +255,7 @@ class Streams:
     stderr: ReadStream | None
     terminal: bool = False
     generation: int = 1
+    pid: int = 0
 
     @property
     def readable(self) -> tuple[ReadStream, ...]:

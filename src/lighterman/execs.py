@@ -1,0 +1,153 @@
+"""Exec processes of an engine's containers: started, run to their end, signalled, found again."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal as signals
+from collections.abc import Callable, Sequence
+
+from lighterman.capture import capture
+from lighterman.clock import Clock
+from lighterman.entry import Entry, ExecEntry
+from lighterman.errors import AlreadyStopped, InvalidSpec, InvalidState, LightermanError, NotFound
+from lighterman.linux_host import LinuxHost
+from lighterman.results import Result
+from lighterman.spec import ConsoleSize, Timings
+from lighterman.supervisor.client import Client
+from lighterman.supervisor.tasks import OwnedTasks
+
+__all__ = ["Execs"]
+
+
+class Execs:
+    """The verbs of exec; what is known of each process stands in its container's entry.
+
+    Args:
+        host: asked for at each use, since it is there only while the engine runs. client_of: of a container that runs.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        tasks: OwnedTasks,
+        host: Callable[[], LinuxHost],
+        client_of: Callable[[Entry], Client],
+    ) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._host = host
+        self._client_of = client_of
+
+    async def start(
+        self,
+        entry: Entry,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        console_size: ConsoleSize | None = None,
+    ) -> ExecEntry:
+        """See `Container.start_exec`."""
+        client = self._client_of(entry)
+        if isinstance(argv, str):
+            raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
+        if entry.process is None:
+            raise InvalidState(f"container {entry.record.name} is {entry.record.status}, not running")
+        config = await self._host().exec_process(
+            entry.process,
+            tuple(argv),
+            root=f"/proc/{entry.record.pid}/root",
+            env=env,
+            workdir=workdir,
+            user=user,
+            terminal=terminal,
+            console_size=console_size,
+            stdin=stdin,
+        )
+        life = entry.new_exec(secrets.token_hex(6))
+        try:
+            life.pid = await client.add_process(entry.record.id, life.name, config)
+        except BaseException as failed:
+            if isinstance(failed, asyncio.CancelledError):
+                # The start goes on in the client; what comes of it is killed, since nobody wants it.
+                self._tasks.finish(self._kill_when_started(entry, life), f"undo exec {life.name}")
+            else:
+                entry.execs.pop(life.name, None)
+            raise
+        return life
+
+    async def run(
+        self,
+        entry: Entry,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None,
+        env: dict[str, str] | None,
+        workdir: str | None,
+        user: str | None,
+        timeout_s: float | None,
+        max_output: int,
+    ) -> Result:
+        """See `Container.exec`."""
+        began = self._clock.mono()
+        life = await self.start(entry, argv, stdin=stdin is not None, env=env, workdir=workdir, user=user)
+        try:
+            if stdin is not None:
+                writer = life.require_stdin()
+                writer.write(stdin)
+                writer.write_eof()
+            out = capture(self._tasks, life.output(1), max_output)
+            err = capture(self._tasks, life.output(2), max_output)
+            try:
+                async with self._clock.timeout(timeout_s):
+                    await life.ended.wait()
+            except TimeoutError:
+                life.reason = "timeout"
+                await self.signal(entry, life, signals.SIGKILL)
+                await life.ended.wait()
+            (stdout, more_out), (stderr, more_err) = await out, await err
+        except BaseException:
+            await asyncio.shield(self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}"))
+            raise
+        known = self._clock.mono()
+        entry.execs.pop(life.name, None)
+        self._tasks.finish(life.forget(), f"forget exec {life.name}")
+        assert life.exit is not None
+        return Result(
+            exit=life.exit,
+            stdout=stdout,
+            stderr=stderr,
+            stdout_truncated=more_out,
+            stderr_truncated=more_err,
+            timings=Timings(total=known - began),
+        )
+
+    async def signal(self, entry: Entry, life: ExecEntry, signal: int) -> None:
+        """See `Process.kill`."""
+        try:
+            await self._client_of(entry).signal_process(entry.record.id, life.name, signal)
+        except (AlreadyStopped, NotFound, InvalidState):
+            return  # it has ended: that is what was wanted, or it makes no difference any more
+
+    async def _kill(self, entry: Entry, life: ExecEntry) -> None:
+        await self.signal(entry, life, signals.SIGKILL)
+        await life.ended.wait()
+        entry.execs.pop(life.name, None)
+        await life.forget()
+
+    async def _kill_when_started(self, entry: Entry, life: ExecEntry) -> None:
+        while entry.client is not None and entry.is_registered and not life.ended.is_set():
+            try:
+                await entry.client.signal_process(entry.record.id, life.name, signals.SIGKILL)
+            except InvalidState:
+                await self._clock.sleep(0.01)
+                continue
+            except LightermanError:
+                break
+            await life.ended.wait()
+        entry.execs.pop(life.name, None)
+        await life.forget()
