@@ -48,10 +48,14 @@ class Mover:
     def resume(self) -> None:
         """Watch every stream that has not ended."""
         self.retry_at = None
-        for fd in self._sources:
+        for fd in tuple(self._sources):
             if fd not in self._watched:
                 self._watched.add(fd)
                 self._watch(fd, EPOLLIN, lambda _events, fd=fd: self._readable(fd))  # type: ignore[misc]
+                if self._through is not None:
+                    # What is in the pipe behind a terminal is not seen by epoll: an engine that died between the two
+                    # splices has left it there, or a full disk.
+                    self._readable(fd)
 
     def stop(self) -> None:
         """Leave the streams to somebody else; what is in the files is complete or repaired by the next writer."""
@@ -69,6 +73,9 @@ class Mover:
     def _readable(self, fd: int) -> None:
         try:
             ended = self._move(fd)
+            while not ended and self._stuck_halfway():
+                # The next try tells why.
+                ended = self._move(fd)
         except BlockingIOError:
             return
         except OSError:
@@ -86,6 +93,14 @@ class Mover:
             del self._sources[fd]
             if not self._sources:
                 self.stop()
+
+    def _stuck_halfway(self) -> bool:
+        """Whether output has left the terminal and has not reached the file."""
+        if self._through is None:
+            return False
+        from .segments import buffered
+
+        return buffered(self._through[0]) > 0
 
     def _move(self, fd: int) -> bool:
         """One piece; True at the end of the stream. Raises: BlockingIOError, OSError."""
