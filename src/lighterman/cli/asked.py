@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
 
 from lighterman.asking import Options
 from lighterman.container import signal_number
@@ -17,8 +19,7 @@ __all__ = ["Asked", "Wanted"]
 _ENV_FILE_BYTES = 16 * 1024 * 1024  # far above what execve takes; a device or a pipe has to end somewhere
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What the engine is asked for."""
 
     image: str | None
@@ -26,8 +27,7 @@ class Wanted:
     options: Options
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """The options as click gives them; what they may be is the engine's to say."""
 
     words: tuple[str, ...]

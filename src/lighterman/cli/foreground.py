@@ -110,7 +110,7 @@ class _Foreground:
     async def _serve(self, container: Container) -> ExitRecord:
         """Pass the streams on. Returns how it ended, once every byte has been passed on."""
         out, err = Output(1), Output(2)
-        passing: list[Coroutine[Any, Any, int]]
+        passing: list[Coroutine[Any, Any, None]]
         if self._asked.restarts:
             passing = [pass_records(container.logs(follow=True), out, err)]
         else:
@@ -121,14 +121,11 @@ class _Foreground:
             feed(0, container.stdin, asyncio.get_running_loop())
         tasks = [asyncio.ensure_future(one) for one in passing]
         try:
-            lost = sum(await asyncio.gather(*tasks))
-            ended = await container.wait()
+            await asyncio.gather(*tasks)
+            return await container.wait()
         finally:
             for task in tasks:
                 task.cancel()
-        if lost:
-            say(f"{lost} bytes of output were lost: they were rotated away before they could be passed on")
-        return ended
 
     # ---- signals and the terminal --------------------------------------------------------------------------------
 

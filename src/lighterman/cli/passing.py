@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError
 from queue import SimpleQueue
 
+from lighterman.cli.failures import say
 from lighterman.errors import AlreadyClosed, BrokenPipe
 from lighterman.logs.reader import LogRecord
 from lighterman.logs.streams import LogStream
@@ -98,20 +99,20 @@ def _tell(done: asyncio.Future[None], failed: Exception | None) -> None:
         done.set_exception(failed)
 
 
-async def pass_on(stream: LogStream, output: Output) -> int:
-    """All of a stream, as it comes. Returns how many bytes were lost before reading began: 0, unless by far too late."""
+async def pass_on(stream: LogStream, output: Output) -> None:
+    """All of a stream, as it comes. The program waits for a slow consumer."""
     while data := await stream.read(_CHUNK_BYTES):
         await output.write(data)
-    return stream.lost
 
 
-async def pass_records(records: AsyncIterator[LogRecord], out: Output, err: Output) -> int:
-    """The output of all runs. Returns how many bytes were lost because we were too slow."""
+async def pass_records(records: AsyncIterator[LogRecord], out: Output, err: Output) -> None:
+    """The output of all runs. The programs do not wait: what a slow consumer misses is counted on stderr."""
     lost = 0
     async for record in records:
         lost += record.lost
         await (out if record.stream == "stdout" else err).write(record.data)
-    return lost
+    if lost:
+        say(f"{lost} bytes of output were lost: they were rotated away before they could be passed on")
 
 
 def feed(fd: int, writer: StdinWriter, loop: asyncio.AbstractEventLoop) -> None:
