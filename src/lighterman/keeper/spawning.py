@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from _collections_abc import Mapping
 
 from . import linux
@@ -51,9 +52,14 @@ class Spawner:
         self.descriptor_limit = hard
         self._oom_fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
         self._protected = self._set_oom(_PROTECTED)
-        if not self._protected and int(os.pread(self._oom_fd, 16, 0)) < 0:
-            # An owner below 0 that can't lower: containers must not inherit it, so the keeper gives it up too.
+        if not self._protected:
+            # Containers must not inherit the owner's, above 0 or below; so the keeper gives it up as well.
             self._set_oom(_NEUTRAL)
+        try:
+            # As for the rest: docker's containers run at 0, whatever the priority of who asks for them.
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        except PermissionError:
+            sys.stderr.write("no CAP_SYS_NICE: containers inherit the nice value of the engine that came first\n")
         self._lost_mounts = False
 
     def spawn(self, plan: SpawnPlan) -> int:
@@ -107,7 +113,7 @@ class Spawner:
         try:
             os.pwrite(self._oom_fd, value, 0)
         except PermissionError:
-            # Lowering it needs CAP_SYS_RESOURCE; without it keeper and containers stay as the owner was.
+            # Without CAP_SYS_RESOURCE it can't go below what somebody with that right has set last, or 0.
             return False
         return True
 
