@@ -51,6 +51,7 @@ EXEC_START_S = _number("EXEC_START_S", 60.0)  # from the request to the exec's p
 RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
 RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling
 RESTART_RESET_S = 10.0  # a run this long resets the back-off
+RESTART_HISTORY = 100  # ends that are remembered of one container, for its start limit and for policies as code
 
 # ---- the runtime and the keeper ----
 RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delete: milliseconds when all is well

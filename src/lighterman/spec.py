@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from lighterman import limits
 from lighterman.errors import InvalidSpec
 
 __all__ = [
@@ -244,10 +245,54 @@ class Device(Value, frozen=True):
 
 
 class RestartPolicy(Value, frozen=True):
-    """When an ended container is started again; `max_retries` counts for `on-failure` only, 0 has no limit."""
+    """When an ended container is started again, and after how long.
+
+    Attributes:
+        max_retries: counts for `on-failure` only; 0 has no limit.
+        initial_delay_s, multiplier, max_delay_s: the back-off: the first delay, what each next one is multiplied by,
+            and its bound. jitter: a fraction, 0 to 1: each delay is changed by up to that much of it, at random.
+        reset_after_s: a run this long resets the back-off and the count of retries.
+        burst, interval_s: no restart that would be start number `burst` + 1 within `interval_s`, the first start
+            counted too (systemd's StartLimitBurst); 0 has no limit; at most 100.
+        force_codes: restart after these ends whatever the name of the policy. prevent_codes: never after these; they
+            come first. A number is an exit code as a shell has it (137 is SIGKILL too), `"SIGTERM"` is a signal.
+    """
 
     name: Literal["no", "always", "unless-stopped", "on-failure"] = "no"
     max_retries: int = 0
+    initial_delay_s: float = limits.RESTART_BACKOFF_FIRST_S
+    multiplier: float = 2.0
+    max_delay_s: float = limits.RESTART_BACKOFF_MAX_S
+    jitter: float = 0.0
+    reset_after_s: float = limits.RESTART_RESET_S
+    burst: int = 0
+    interval_s: float = 10.0
+    force_codes: tuple[int | str, ...] = ()
+    prevent_codes: tuple[int | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises: InvalidSpec."""
+        for name in ("initial_delay_s", "max_delay_s", "reset_after_s", "interval_s"):
+            value = getattr(self, name)
+            # A NaN fails this comparison too; infinity means never, for the reset only.
+            if not value >= 0 or (value == float("inf") and name != "reset_after_s"):
+                raise InvalidSpec(f"restart policy: {name} {value!r} must be a number of seconds of 0 or more")
+        if not 1 <= self.multiplier <= 1000:
+            raise InvalidSpec(f"restart policy: multiplier {self.multiplier!r} must be 1 to 1000")
+        if not 0 <= self.jitter <= 1:
+            raise InvalidSpec(f"restart policy: jitter {self.jitter!r} must be a fraction from 0 to 1")
+        if not 0 <= self.burst <= limits.RESTART_HISTORY:
+            raise InvalidSpec(f"restart policy: burst {self.burst!r} must be 0 to {limits.RESTART_HISTORY}")
+        if self.max_retries < 0:
+            raise InvalidSpec(f"restart policy: max_retries {self.max_retries!r} must be 0 or more")
+        for code in (*self.force_codes, *self.prevent_codes):
+            if isinstance(code, str) and code not in signals.Signals.__members__:
+                raise InvalidSpec(f"restart policy: {code!r} is no signal: use a name as 'SIGTERM', or an exit code")
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether there is any end after which it starts the container again."""
+        return self.name != "no" or bool(self.force_codes)
 
     @classmethod
     def parse(cls, text: str) -> RestartPolicy:
