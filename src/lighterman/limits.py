@@ -64,6 +64,18 @@ LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease
 # Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).
 CONCURRENT_STARTS = _count("CONCURRENT_STARTS", 4 * (os.cpu_count() or 1))
 
+# ---- the Host Compute Service ----
+HCS_CREATE_S = _number("HCS_CREATE_S", 240.0)  # hcsshim's four minutes, for this and the next two
+HCS_START_S = _number("HCS_START_S", 240.0)  # the guest boots: a first start on a slow disk takes minutes
+HCS_PAUSE_S = _number("HCS_PAUSE_S", 240.0)  # pause and resume
+HCS_CALL_WARN_S = _number("HCS_CALL_WARN_S", 240.0)  # hcsshim's: a call that has not returned by then is logged
+HCS_UNHEARD_S = _number("HCS_UNHEARD_S", 1.0)  # hcsshim's: for the notice of an end that is known to have happened
+HCS_SWEEP_S = _number("HCS_SWEEP_S", 120.0)  # moby's two minutes for a terminate on restore
+HCS_ENUMERATE_S = _number("HCS_ENUMERATE_S", 5.0)  # moby's 500 tries, 10 ms apart, on builds before 16299
+HCS_ENUMERATE_POLL_S = 0.01  # moby's
+LAYER_REMOVAL_FIRST_S = 0.5  # between tries to remove a layer that Windows still holds (moby#40162); doubling
+LAYER_REMOVAL_MAX_S = 60.0  # ... at most
+
 # ---- what is kept ----
 TOMBSTONE_S = _number("TOMBSTONE_S", 600.0)  # how long a removed container's exit can still be asked for
 TOMBSTONES = _count("TOMBSTONES", 1000)  # of them in memory; who runs thousands a second asks at once or never
