@@ -4,7 +4,7 @@ HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 IN   := cd "$(HERE)" &&
 ARGS ?=
 
-.PHONY: help install system run test check bench clean
+.PHONY: help install system run test check bench test-vm shell-vm clean
 .DELETE_ON_ERROR:
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo 'make test     run all tests (ARGS="-k name" picks some)'
 	@echo 'make check    ruff, mypy --strict and the import rules'
 	@echo 'make bench    measure against raw crun and runc (ARGS="--json")'
+	@echo 'make test-vm  run the tests of real containers here and in virtual machines with cgroup v2, and write docs/hosts.md'
+	@echo '              (ARGS="--host v2-systemd -k name" picks; root, x86_64); make shell-vm gives a prompt in one'
 	@echo 'make install  system packages and .venv; part of every verb above'
 	@echo 'make clean    remove .venv, caches and build results'
 
@@ -33,13 +35,21 @@ test: install
 check: install
 	@$(IN) .venv/bin/ruff check .
 	@$(IN) .venv/bin/ruff format --check .
-	@$(IN) .venv/bin/mypy --exclude '^tests/.+/conftest\.py$$' src tests $$(ls -d bench 2>/dev/null)
+	@$(IN) .venv/bin/mypy --exclude '^tests/.+/conftest\.py$$' src tests vm $$(ls -d bench 2>/dev/null)
 	@$(IN) for each in $$(find tests -mindepth 2 -name conftest.py); do .venv/bin/mypy "$$each" || exit 1; done
 	@$(IN) .venv/bin/python -m pytest -q tests/test_architecture.py
 
 bench: install
 	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m bench $(ARGS)
 
+test-vm: install
+	@$(IN) tools/install-vm.sh
+	@$(IN) .venv/bin/python -m vm test $(ARGS)
+
+shell-vm: install
+	@$(IN) tools/install-vm.sh
+	@$(IN) .venv/bin/python -m vm shell $(ARGS)
+
 clean:
 	@$(IN) rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
-	@$(IN) find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@$(IN) find src tests bench vm -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -11,11 +11,14 @@ fi
 
 mkdir /results
 vm/guest/facts.sh >/results/facts
-# Word by word and not by xargs: the exit code has to be pytest's.
 set --
 while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
-python -m pytest --junitxml=/results/junit.xml "$@" </dev/null 2>&1
+# Through a pipe: on a terminal pytest draws over its lines.
+mkfifo /run/shown
+cat /run/shown &
+python -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
 echo $? >/results/exit
+wait
 dmesg >/results/dmesg
 tar -cf /dev/nvme0n3 -C /results .
 sync
