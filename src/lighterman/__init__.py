@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lighterman.journal import Event as Event
     from lighterman.lifecycle.events import State as State
     from lighterman.lifecycle.events import StateInfo as StateInfo
+    from lighterman.lifecycle.restart import RunEnd as RunEnd
     from lighterman.lifecycle.status import Status as Status
     from lighterman.logs.reader import Cursor as Cursor
     from lighterman.logs.reader import LogRecord as LogRecord
@@ -75,6 +76,7 @@ _WHERE = {
     "errors": _ERRORS,
     "journal": "Event",
     "lifecycle.events": "State StateInfo",
+    "lifecycle.restart": "RunEnd",
     "lifecycle.status": "Status",
     "logs.reader": "Cursor LogRecord",
     "results": "Result",

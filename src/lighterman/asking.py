@@ -11,6 +11,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec
+from lighterman.lifecycle.restart import RestartRule
 from lighterman.quantities import parse_cpus, parse_size, parse_swap_size
 from lighterman.spec import (
     BlkioLimit,
@@ -23,7 +24,7 @@ from lighterman.spec import (
     Ulimit,
 )
 
-__all__ = ["Options", "check_name", "container_spec"]
+__all__ = ["Options", "check_name", "container_spec", "split_restart"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -42,7 +43,8 @@ class Options(TypedDict, total=False):
         network: `none` (the default) or `host`.
         mounts: `Mount` values, or text as `"/host/dir:/inside[:ro]"`; tmpfs by `Mount(type="tmpfs", target="/x")`.
         read_only: the root can't be written. rootfs: a directory instead of an image; through an overlay, unless
-            rootfs_rw. init: an init process that reaps. restart: as docker's `--restart`.
+            rootfs_rw. init: an init process that reaps. restart: as docker's `--restart`, a
+            `RestartPolicy`, or a function of the ends so far to a delay or None, which this process alone knows.
         seccomp: `default`, `unconfined` or a profile's path. runtime: `crun`, `runc` or `youki`.
         stop_signal: a number. terminal: with a terminal of console_size.
     """
@@ -82,7 +84,7 @@ class Options(TypedDict, total=False):
     seccomp: str
     oom_score_adj: int | None
     stop_signal: int | None
-    restart: str | RestartPolicy
+    restart: str | RestartPolicy | RestartRule
     runtime: str | None
     terminal: bool
     console_size: ConsoleSize | tuple[int, int] | None
@@ -137,6 +139,17 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
         return msgspec.convert(wanted, ContainerSpec, from_attributes=True)
     except msgspec.ValidationError as wrong:
         raise InvalidSpec(f"not a container that can be: {wrong}") from wrong
+
+
+def split_restart(policy: str | RestartPolicy | RestartRule) -> tuple[RestartPolicy, RestartRule | None]:
+    """What can be stored of a policy, and the function that stands for it here. Raises: InvalidSpec."""
+    if isinstance(policy, RestartPolicy):
+        return policy, None
+    if isinstance(policy, str):
+        return RestartPolicy.parse(policy), None
+    if callable(policy):
+        return RestartPolicy(), policy
+    raise InvalidSpec(f"restart policy {policy!r}: must be a text, a RestartPolicy or a function")
 
 
 def check_name(name: str) -> str:

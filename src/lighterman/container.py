@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, NotFound
+from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
-from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics, Timings
+from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
 from lighterman.stdin import StdinWriter
 
 if TYPE_CHECKING:
@@ -141,6 +142,14 @@ class Container:
     async def update(self, resources: Resources) -> None:
         """Change its limits while it runs. Raises: NotSupported for one that this host can't enforce."""
         await self._engine.update_container(self._entry, resources)
+
+    async def set_restart_policy(self, policy: str | RestartPolicy | RestartRule) -> None:
+        """Change when it is started again; counts from the next end on, a restart that is due goes ahead.
+
+        Args: policy: as the option `restart`. It is stored, a function apart: of that a later engine knows nothing.
+        Raises: InvalidSpec, NotFound if it was removed, StoreError; then nothing has changed.
+        """
+        await self._engine.set_restart_policy(self._entry, policy)
 
     async def resize(self, *, height: int, width: int) -> None:
         """Set its terminal's size in cells. Raises: InvalidState without a terminal."""

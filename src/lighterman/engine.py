@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import msgspec
 
 from lighterman import limits, recovery
-from lighterman.asking import Options, check_name, container_spec
+from lighterman.asking import Options, check_name, container_spec, split_restart
 from lighterman.books import Books
 from lighterman.capture import Captured, capture
 from lighterman.clock import Clock, SystemClock
@@ -36,6 +36,7 @@ from lighterman.execs import Execs
 from lighterman.images.image import Image
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
+from lighterman.lifecycle.restart import RestartRate, RestartRule
 from lighterman.lifecycle.status import Status, next_status
 from lighterman.linux_host import OWNER, LinuxHost, open_host
 from lighterman.logs.pump import OutputPump
@@ -50,6 +51,7 @@ from lighterman.spec import (
     Overlay,
     PlainRoot,
     Resources,
+    RestartPolicy,
     Rootfs,
     Spec,
     Timings,
@@ -78,6 +80,7 @@ class Engine:
         root: the directory of its state; containers made with `lease=None` live on there when the engine is left.
             None: a private one, which is removed at the end with everything in it.
         runtime: `crun`, `runc` or `youki`; None takes the first that works on this host.
+        restarts_per_s: how many restarts by policy there may be in a second, all containers together; None: any.
     """
 
     def __init__(
@@ -85,8 +88,12 @@ class Engine:
         root: str | os.PathLike[str] | None = None,
         *,
         runtime: str | None = None,
+        restarts_per_s: float | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if restarts_per_s is not None and not restarts_per_s > 0:
+            raise InvalidSpec(f"restarts_per_s {restarts_per_s!r}: must be more than 0, or None for no limit")
+        self._restart_rate = RestartRate(restarts_per_s) if restarts_per_s is not None else None
         self._root = StateRoot.of(root)
         self._wanted_runtime = runtime
         self._clock: Clock = clock or SystemClock()
@@ -381,6 +388,21 @@ class Engine:
         await asyncio.to_thread(self.host.check_resources, resources)
         await self.client_of(entry).update_resources(entry.record.id, resources)
 
+    async def set_restart_policy(self, entry: Entry, policy: str | RestartPolicy | RestartRule) -> None:
+        """See `Container.set_restart_policy`."""
+        if entry not in self._books:
+            raise NotFound(f"container {entry.record.name} was removed", container=entry.record.id)
+        policy, rule = split_restart(policy)
+        record, before = entry.record, (entry.record.spec, entry.restart_rule)
+        record.spec, entry.restart_rule = msgspec.structs.replace(record.spec, restart=policy), rule
+        try:
+            await self._books.save(entry)
+        except StoreError:
+            record.spec, entry.restart_rule = before
+            raise
+        if entry.client is not None and entry.is_registered:
+            entry.client.set_restart_policy(record.id, rule or policy)
+
     async def remove_container(self, entry: Entry, *, force: bool = False) -> None:
         """See `Container.remove`."""
         record = entry.record
@@ -521,7 +543,9 @@ class Engine:
         """The client over one runtime, which must have been asked for before."""
         client = self._clients.get(runtime)
         if client is None:
-            client = self._clients[runtime] = Client(self.host.opened(runtime), self, clock=self._clock)
+            client = self._clients[runtime] = Client(
+                self.host.opened(runtime), self, clock=self._clock, restart_rate=self._restart_rate
+            )
         return client
 
     async def spec_of(self, entry: Entry, *, only_check: bool = False) -> Spec:
@@ -543,7 +567,9 @@ class Engine:
         ]
         if record.lease is not None:
             options.append(WithLease(OWNER))
-        if record.spec.restart.name != "no":
+        if entry.restart_rule is not None:
+            options.append(WithRestartPolicy(entry.restart_rule))
+        elif record.spec.restart.can_restart:
             options.append(WithRestartPolicy(record.spec.restart))
         return options
 
@@ -588,12 +614,14 @@ class Engine:
         options: Options,
     ) -> Entry:
         self._must_be_open()
-        spec = container_spec(image, argv, stdin=stdin, options=options)
+        policy, rule = split_restart(options.get("restart", "no"))
+        spec = container_spec(image, argv, stdin=stdin, options={**options, "restart": policy})
         id = secrets.token_hex(16)
         name = check_name(name) if name is not None else f"lm-{id[:12]}"
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")
         entry = self.new_entry(Record(id=id, name=name, spec=spec, created_at=self._clock.wall(), lease=lease))
+        entry.restart_rule = rule
         self._books.enter(entry)
         try:
             # Everything that can be wrong shows here, before anything is on disk.
@@ -611,7 +639,7 @@ class Engine:
 
     async def _mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
-        if entry.record.spec.restart.name == "no":
+        if not entry.record.spec.restart.can_restart:
             return
         entry.record.manually_stopped = True
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lighterman import limits
 from lighterman.errors import InvalidState, NotFound, StoreError
 from lighterman.lifecycle.events import State, StateInfo
+from lighterman.lifecycle.restart import RestartRule
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import read_frames
@@ -100,6 +101,7 @@ class Entry:
         self.lowers: tuple[str, ...] = ()
         self.output_of = Output()
         self.execs: dict[str, ExecEntry] = {}
+        self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.reason: str | None = None  # who asked for the end that comes next
         self.ended = asyncio.Event()
         self.removed = asyncio.Event()
