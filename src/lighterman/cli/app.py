@@ -59,7 +59,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except click.ClickException as wrong:
         context = getattr(wrong, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-        say(f"{wrong.format_message()}{hint}")
+        say(f"{wrong.format_message().rstrip('.')}{hint}")
         return ENGINE_ERROR
     except (KeyboardInterrupt, click.Abort):
         return 130

@@ -244,7 +244,8 @@ def _security(text: str, options: Options) -> None:
     if key == "no-new-privileges" and value in ("", "true", "false"):
         options["no_new_privileges"] = value != "false"
     elif key == "seccomp" and separator and value:
-        options["seccomp"] = "default" if value == "builtin" else value
+        words = {"builtin": "default", "unconfined": "unconfined"}
+        options["seccomp"] = words.get(value) or os.path.abspath(value)
     else:
         raise InvalidSpec(
             f"--security-opt {text!r:.100}: must be no-new-privileges, seccomp=unconfined or seccomp=FILE"
