@@ -27,12 +27,13 @@ from lighterman import engine as engines
 from lighterman import limits, stdin
 from lighterman.asking import Options
 from lighterman.errors import InvalidState
+from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
 from lighterman.runtimes.base import RuntimeVersion
-from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, Statistics, Timings
+from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
 
 __all__ = ["Container", "Engine", "OutputReader", "Process", "StdinWriter"]
 
@@ -121,8 +122,14 @@ def _hand_over(ended: asyncio.Task[T], done: Future[T]) -> None:
 class Engine:
     """As `lighterman.Engine`; arguments, results and errors are described there."""
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, runtime: str | None = None) -> None:
-        self._engine = engines.Engine(root, runtime=runtime)
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        runtime: str | None = None,
+        restarts_per_s: float | None = None,
+    ) -> None:
+        self._engine = engines.Engine(root, runtime=runtime, restarts_per_s=restarts_per_s)
         self._loop = _LoopThread()
 
     def __enter__(self) -> Engine:
@@ -304,6 +311,10 @@ class Container:
     def update(self, resources: Resources) -> None:
         """Change its limits while it runs."""
         self._loop.call(self._container.update(resources))
+
+    def set_restart_policy(self, policy: str | RestartPolicy | RestartRule) -> None:
+        """Change when it is started again; counts from the next end on."""
+        self._loop.call(self._container.set_restart_policy(policy))
 
     def resize(self, *, height: int, width: int) -> None:
         """Set its terminal's size in cells."""
