@@ -201,7 +201,7 @@ async def test_bad_exec(engine: Engine) -> None:
             (["/etc"], {}, CommandNotExecutable),
         ):
             with pytest.raises(kind) as caught:
-                await box.exec(argv, **options)  # type: ignore[arg-type]
+                await box.exec(argv, **options)
             _one_line(caught.value)
         assert (await box.exec(["true"])).ok
         assert len(await box.top()) == 1
