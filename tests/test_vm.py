@@ -1,0 +1,89 @@
+"""The table of hosts: what is read from the runs, what is written, and when a test ran nowhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from vm.hosts import HERE, HOSTS, RUNTIMES, SMOKE, Host  # noqa: E402
+from vm.results import Case, nowhere, read_junit, table  # noqa: E402
+
+OLD, NEW = (Host(name=name, title=f"the {name} one", kernel_arguments="") for name in ("old", "new"))
+JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="pytest">
+<testcase classname="tests.real.test_run" name="test_code[crun]" time="1.5" />
+<testcase classname="tests.real.test_run" name="test_code[runc-3]" time="0.5">
+<failure message="assert 1 == 2&#10;more">x</failure></testcase>
+<testcase classname="tests.test_readme" name="test_first" time="0.1"><skipped message="no root"/></testcase>
+<testcase classname="tests.oci.test_mounts" name="test_m"><error message="failed on setup"/></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    path = tmp_path / "junit.xml"
+    path.write_text(JUNIT)
+    return read_junit(path)
+
+
+def test_cases_of_a_junit_file(cases: list[Case]) -> None:
+    assert cases == [
+        Case("tests.real.test_run.test_code[crun]", "passed", seconds=1.5),
+        Case("tests.real.test_run.test_code[runc-3]", "failed", "assert 1 == 2", 0.5),
+        Case("tests.test_readme.test_first", "skipped", "no root", 0.1),
+        Case("tests.oci.test_mounts.test_m", "failed", "failed on setup"),
+    ]
+    assert [(case.suite, case.runtime) for case in cases] == [
+        ("real", "crun"),
+        ("real", "runc"),
+        ("test_readme", "-"),
+        ("oci", "-"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [("t.s.f[a-runc]", "runc"), ("t.s.f[runcible]", "-"), ("t.s.test_crun", "-"), ("t.s.f[x-crun-y]", "crun")],
+)
+def test_runtime_is_a_parameter_and_no_part_of_a_word(name: str, runtime: str) -> None:
+    assert Case(name, "passed").runtime == runtime
+
+
+def test_skipped_on_every_host_is_nowhere_and_a_failure_is_somewhere() -> None:
+    runs = {
+        OLD: [Case("t.s.a", "passed"), Case("t.s.b", "skipped", "no v2"), Case("t.s.c", "skipped", "no disk")],
+        NEW: [Case("t.s.a", "skipped", "no v1"), Case("t.s.b", "failed", "x"), Case("t.s.c", "skipped", "no lamp")],
+    }
+    assert nowhere(runs) == {"t.s.c": {"old": "no disk", "new": "no lamp"}}
+
+
+def test_missing_on_one_host_and_skipped_on_the_other_is_nowhere() -> None:
+    assert list(nowhere({OLD: [], NEW: [Case("t.s.a", "skipped", "why")]})) == ["t.s.a"]
+
+
+def test_table_counts_by_host_runtime_and_suite_and_gives_the_reasons(cases: list[Case]) -> None:
+    facts = {"kernel": "6.1", "cgroup": "v2", "init": "systemd", "system": "D", "crun": "crun version 1", "runc": ""}
+    text = table({OLD: cases, NEW: []}, {OLD: facts, NEW: {}})
+    assert "| `old` | the old one | D | 6.1 | v2 | systemd | crun 1, no runc |" in text
+    assert "| `old` | crun | real | 1 | 0 | 0 |" in text
+    assert "| `old` | runc | real | 0 | 1 | 0 |" in text
+    assert "| `old` | - | test_readme | 0 | 0 | 1 |" in text
+    assert "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1 == 2" in text
+    assert "- `old`: no root: `test_readme.test_first`" in text
+
+
+def test_hosts_are_told_apart_by_their_names() -> None:
+    assert len({host.name for host in HOSTS}) == len(HOSTS)
+    assert [host for host in HOSTS if host.kernel_arguments is None] == [HERE]
+
+
+def test_smoke_selection_names_tests_that_are_there() -> None:
+    for node in SMOKE:
+        path, _, name = node.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), node
+    assert len(RUNTIMES) == 2
