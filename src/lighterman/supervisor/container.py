@@ -628,13 +628,17 @@ class Container:
             await process.connect(self.id, run.generation, self.spec.os_build)
             await self._attach(run, process)
         except BaseException:
-            await self._kill_exec(process)
-            await self._ended_quietly(process)
-            await process.close()
-            await process.forget()
+            # In a task of its own: the container's end gives up what is being started, and must not leave half of it.
+            await asyncio.shield(self._around.finish(self._undo_exec(process), f"undo exec {life.name} in {self.id}"))
             raise
         life.process = process
         return process
+
+    async def _undo_exec(self, process: Process) -> None:
+        await self._kill_exec(process)
+        await self._ended_quietly(process)
+        await process.close()
+        await process.forget()
 
     async def _exec_to_end(self, run: Run, life: ExecLife, process: Process) -> None:
         try:
