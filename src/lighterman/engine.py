@@ -548,13 +548,13 @@ class Engine:
             )
         return client
 
-    async def spec_of(self, entry: Entry, *, only_check: bool = False) -> Spec:
+    async def spec_of(self, entry: Entry) -> Spec:
         """What its runtime is given. Raises: as `create`, and for what has changed on the host since."""
         record = entry.record
         image = await self.host.image(record.spec.image, record.spec.rootfs)
         directory = self._root.container(record.id)
         rootfs = _rootfs(record.spec, image, directory, volatile=self._root.private)
-        spec = await self.host.spec(record.id, record.spec, image, rootfs, directory, write=not only_check)
+        spec = await self.host.spec(record.id, record.spec, image, rootfs, directory)
         entry.process = spec.process
         return spec
 
@@ -625,7 +625,7 @@ class Engine:
         self._books.enter(entry)
         try:
             # Everything that can be wrong shows here, before anything is on disk.
-            await self.spec_of(entry, only_check=True)
+            await self.spec_of(entry)
             await self._books.tell(entry, Event(kind="create", container=id, name=name))
         except BaseException as failed:
             if isinstance(failed, asyncio.CancelledError):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from lighterman import limits
 from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
@@ -25,7 +27,7 @@ from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import JobMeta, RuntimeCall, decode_meta
-from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, Rootfs, Spec
+from lighterman.spec import ConsoleSize, ContainerSpec, HostFile, ProcessConfig, Resources, Rootfs, Spec
 
 __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
@@ -211,16 +213,14 @@ class LinuxHost:
         assert rootfs is not None
         return await asyncio.to_thread(directory_image, rootfs, forbidden=self._forbidden)
 
-    async def spec(
-        self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str, *, write: bool
-    ) -> Spec:
-        """Check and encode; with `write` the container's files in /etc are made. Raises: as `build_spec`."""
+    async def spec(self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str) -> Spec:
+        """Check and encode; `directory` is the container's own. Raises: as `build_spec`."""
         files = EtcFiles(
             hosts=f"{directory}/hosts", hostname=f"{directory}/hostname", resolv_conf=f"{directory}/resolv.conf"
         )
 
         def build() -> Spec:
-            return build_spec(
+            spec = build_spec(
                 wanted,
                 image.config,
                 rootfs=rootfs,
@@ -230,15 +230,11 @@ class LinuxHost:
                 host=self._facts,
                 forbidden_sources=self._forbidden,
             )
+            etc = _etc(files, hostname_of(wanted, id), host_network=wanted.network == "host")
+            return msgspec.structs.replace(spec, files=etc)
 
-        if not write:
-            return await asyncio.to_thread(build) if touches_files(wanted, image.config) else build()
-
-        def make() -> Spec:
-            _write_etc(directory, files, hostname_of(wanted, id), host_network=wanted.network == "host")
-            return build()
-
-        return await asyncio.to_thread(make)
+        blocks = wanted.network == "host" or touches_files(wanted, image.config)
+        return await asyncio.to_thread(build) if blocks else build()
 
     async def exec_process(
         self,
@@ -300,19 +296,16 @@ class LinuxHost:
         return ended
 
 
-def _write_etc(directory: str, files: EtcFiles, hostname: str, *, host_network: bool) -> None:
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+def _etc(files: EtcFiles, hostname: str, *, host_network: bool) -> tuple[HostFile, ...]:
+    """The three files, which every container has, whatever its network."""
     hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
     resolv = ""
     if host_network:
         hosts, resolv = _read("/etc/hosts") or hosts, _read("/etc/resolv.conf")
     else:
         hosts += f"127.0.1.1\t{hostname}\n"
-    for path, text in ((files.hosts, hosts), (files.hostname, f"{hostname}\n"), (files.resolv_conf, resolv)):
-        with open(path, "w") as file:
-            file.write(text)
-        # The process inside need not be root to read them.
-        os.chmod(path, 0o644)
+    texts = ((files.hosts, hosts), (files.hostname, f"{hostname}\n"), (files.resolv_conf, resolv))
+    return tuple(HostFile(path=path, content=text.encode()) for path, text in texts)
 
 
 def _read(path: str) -> str:

@@ -135,7 +135,7 @@ async def _take_up_running(engine: Engine, host: LinuxHost, entry: Entry, jobs: 
     options = engine.create_options(entry)
     record.generation = generation
     try:
-        spec = await engine.spec_of(entry, only_check=True)
+        spec = await engine.spec_of(entry)
     except LightermanError as changed:
         log.warning("container %s can't be started again as it is: %s", record.name, changed)
         spec = None

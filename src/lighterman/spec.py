@@ -19,6 +19,7 @@ __all__ = [
     "Device",
     "ExitCode",
     "ExitRecord",
+    "HostFile",
     "LeaseKind",
     "Mount",
     "Overlay",
@@ -108,6 +109,13 @@ class PlainRoot(Value, frozen=True):
 Rootfs = Overlay | PlainRoot
 
 
+class HostFile(Value, frozen=True):
+    """A file of the host that the document's mounts refer to, written anew before each run; everybody may read it."""
+
+    path: str
+    content: bytes
+
+
 class Spec(Value, frozen=True):
     """What makes one compute system: an OCI document, and what OCI has no word for.
 
@@ -115,6 +123,7 @@ class Spec(Value, frozen=True):
         process: the init process.
         document: the encoded OCI config.json (runtime-spec 1.x) without its `process`; never changed after.
         rootfs: the root; None on a platform where the document names it (Windows).
+        files: are written before the start.
         stop_signal: asks the init process to end.
         os_build: the build of the image's Windows; None elsewhere.
     """
@@ -122,6 +131,7 @@ class Spec(Value, frozen=True):
     process: ProcessConfig
     document: bytes = b"{}"
     rootfs: Rootfs | None = None
+    files: tuple[HostFile, ...] = ()
     stop_signal: int = 15
     os_build: int | None = None
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, StoreError
+from lighterman.spec import HostFile
 
-__all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file"]
+__all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file", "write_host_files"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _KNOWN = ("config.json", "pid", "log.json", "console")
@@ -90,11 +92,13 @@ class Bundle(msgspec.Struct, frozen=True):
         return []
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Make a file of mode 0600 that must not exist yet. Raises: StoreError."""
+def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
+    """Write a whole file, whatever the umask. Raises: StoreError."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
+            if mode != 0o600:
+                os.fchmod(fd, mode)
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(fd, rest) :]
@@ -102,6 +106,17 @@ def write_file(path: str, content: bytes) -> None:
             os.close(fd)
     except OSError as failed:
         raise StoreError(f"{path} can't be written: {failed.strerror}") from failed
+
+
+def write_host_files(files: Sequence[HostFile]) -> None:
+    """Write them, readable by everybody; their directory is ours alone. Raises: StoreError."""
+    try:
+        for directory in {os.path.dirname(file.path) for file in files}:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        for file in files:
+            write_file(file.path, file.content, 0o644)
+    except OSError as failed:
+        raise StoreError(f"files of a container can't be written: {failed}") from failed
 
 
 def read_last_words(path: str) -> str:

@@ -22,7 +22,7 @@ from lighterman.errors import (
 from lighterman.keeper.client import KeeperClient
 from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
 from lighterman.runtimes.oci.adoption import adopt, find_evidence
-from lighterman.runtimes.oci.bundle import Bundle, check_id
+from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.mounts import detached_overlay
@@ -170,6 +170,7 @@ class OciRuntime:
     def _prepare(self, bundle: Bundle, spec: Spec) -> int | None:
         try:
             bundle.make()
+            write_host_files(spec.files)
             bundle.write_config(encode_config(self._with_filter(spec)))
             if not isinstance(spec.rootfs, Overlay):
                 return None
@@ -242,38 +243,33 @@ class OciRuntime:
 
     async def _remove(self, system: OciSystem) -> None:
         try:
-            await self._let_go_of_mount(system)
-            left = await asyncio.to_thread(
-                remove_natively, f"{self._call.root}/{system.id}", system.cgroup, system.bundle
-            )
+            if system.mount is not None and system.init_job is not None:
+                # Not found: it was acknowledged, and nobody else holds the mount any more.
+                with contextlib.suppress(NotFound, KeeperLost):
+                    await self.keeper.close_held(system.init_job, ["rootfs"])
+            left = await asyncio.to_thread(self._take_away, system)
             if left:
                 log.info("container %s: left to `%s delete`: %s", system.id, self.name, ", ".join(left))
                 await asyncio.to_thread(os.makedirs, system.bundle.path, exist_ok=True)
                 await system.command("delete", "--force", system.id)
-                left = await asyncio.to_thread(
-                    remove_natively, f"{self._call.root}/{system.id}", system.cgroup, system.bundle
-                )
+                left = await asyncio.to_thread(self._take_away, system)
             if left:
                 log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
         except LightermanError as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
+
+    def _take_away(self, system: OciSystem) -> list[str]:
+        mount, system.mount = system.mount, None
+        if mount is not None:
+            # The last reference: closing it may sync a whole file system.
+            os.close(mount)
+        return remove_natively(f"{self._call.root}/{system.id}", system.cgroup, system.bundle)
 
     async def remove_remains(self, id: str) -> None:
         """Take away what a run has left of which only the id is known any more; nothing of it may run."""
         check_id(id)
         await self._remove(self._systems.get(id) or self._opened(id, None, None, None))
         self._systems.pop(id, None)
-
-    async def _let_go_of_mount(self, system: OciSystem) -> None:
-        if system.mount is None:
-            return
-        if system.init_job is not None:
-            # Not found: it was acknowledged, and nobody else holds the mount any more.
-            with contextlib.suppress(NotFound, KeeperLost):
-                await self.keeper.close_held(system.init_job, ["rootfs"])
-        # The last reference: closing it may sync a whole file system.
-        await asyncio.to_thread(os.close, system.mount)
-        system.mount = None
 
     async def close(self) -> None:
         """Return when every removal is done."""
