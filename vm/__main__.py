@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
 from vm import image, machine, results
-from vm.hosts import HERE, HOSTS, MARKED, SMOKE, SUITES, Host
+from vm.hosts import HERE, HOSTS, MARK, SMOKE, SUITES, Host
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "vm"
@@ -24,7 +24,6 @@ NOT_INTO = {"build", "dist", "__pycache__"}  # and what begins with a dot
 TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
 BOUND_S = 3 * 3600.0  # one host
 SMOKE_BOUND_S = 1200.0
-NO_TESTS = 5  # pytest's exit code
 
 
 def main() -> int:
@@ -50,8 +49,23 @@ def main() -> int:
             bound_s = options.timeout_s or SMOKE_BOUND_S
             return test([host for host in chosen if host is not HERE], selection or smoke, bound_s, complete=False)
         complete = not selection and not options.host
-        selection = selection or [*SUITES, "-m", MARKED]
-        return test(chosen, selection, options.timeout_s or BOUND_S, complete=complete)
+        return test(chosen, selection or _files(), options.timeout_s or BOUND_S, complete=complete)
+
+
+def _files() -> list[str]:
+    """The files with tests marked `MARK`, as pytest finds them here, and `SUITES`.
+
+    Raises: machine.Failed if it can't read them all.
+    """
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-m", MARK, "tests"]
+    found = subprocess.run(command, check=False, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if found.returncode:
+        raise machine.Failed(f"the tests can't be collected:\n{found.stdout}{found.stderr}")
+    # Lines `FILE: COUNT`.
+    files = [
+        name for name, _, count in (line.rpartition(": ") for line in found.stdout.splitlines()) if count.isdigit()
+    ]
+    return [*(file for file in files if not file.startswith(SUITES)), *SUITES]
 
 
 def shell(host: Host) -> int:
@@ -159,4 +173,7 @@ def _checkout(directory: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (machine.Failed, subprocess.CalledProcessError) as error:
+        sys.exit(f"vm: {error}")

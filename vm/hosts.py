@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["HERE", "HOSTS", "RUNTIMES", "SMOKE", "SUITES", "Host"]
+__all__ = ["HERE", "HOSTS", "MARK", "RUNTIMES", "SMOKE", "SUITES", "Host"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ HOSTS = (
 
 RUNTIMES = ("crun", "runc")
 
-# What runs on every host: all tests of real containers, and the parts below them that depend on the kernel.
-SUITES = ("tests",)
-MARKED = "real"
+# What runs on every host: each file with a test of real containers, and what below them depends on the kernel.
+MARK = "real"
+SUITES = ("tests/keeper", "tests/logs")
 
 # What a change has to pass in a virtual machine: pytest's node ids; one that is missing is an error.
 SMOKE: tuple[str, ...] = ()

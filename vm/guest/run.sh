@@ -16,7 +16,7 @@ while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
 # Through a pipe: on a terminal pytest draws over its lines.
 mkfifo /run/shown
 cat /run/shown &
-python -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
+python -u -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
 echo $? >/results/exit
 wait
 dmesg >/results/dmesg
