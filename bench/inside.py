@@ -40,8 +40,11 @@ def _count(directory: str) -> int:
 
 
 async def keeper_pid(engine: Engine) -> int:
-    """Of the engine's keeper."""
-    return (await engine._host.keeper.stats()).pid
+    """Of the engine's keeper. Raises: ValueError if the engine was not entered."""
+    host = engine._host
+    if host is None:
+        raise ValueError("the engine is not running: it has no keeper")
+    return (await host.keeper.stats()).pid
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ Seccomp_filters:\t1
 @ns
 pid pid:[1]
 @cgroup
-4:memory:/lighterman/x
+4000:memory:/lighterman/x
 @mountinfo
 1 0 0:1 / / rw,relatime - overlay overlay rw
 2 1 0:2 / /proc rw - proc proc rw
@@ -202,6 +202,7 @@ zero
     described = describe(seen)
     assert described["own namespaces"] == "pid"
     assert described["capabilities effective"] == "14 (a80425fb)"
+    assert (described["cgroup hierarchies"], described["cgroups of its own"]) == ("1", "1")
     assert described["seccomp"] == "mode 2, filters 1"
     assert (described["mounts"], described["masked paths"], described["devices"]) == ("5", "2", "2")
     assert described["read-only below /proc and /sys"] == "2"

@@ -73,7 +73,7 @@ def describe(seen: str) -> dict[str, str]:
         "seccomp": f"mode {status['Seccomp']}, filters {status.get('Seccomp_filters', '?')}",
         "no new privileges": status["NoNewPrivs"],
         "cgroup hierarchies": str(len(parts["cgroup"])),
-        "cgroups of its own": _own_cgroups(parts["cgroup"]),
+        "cgroups of its own": _own_cgroups(parts["cgroup"], namespace="cgroup" in own),
         "mounts": str(len(mounts)),
         "masked paths": str(len(masked)),
         "read-only below /proc and /sys": str(sum("ro" in options for _, options, _ in below)),
@@ -86,11 +86,11 @@ def _mount(fields: list[str]) -> tuple[str, list[str], str]:
     return fields[4], fields[5].split(","), fields[fields.index("-") + 1]
 
 
-def _own_cgroups(lines: list[str]) -> str:
-    """How many hierarchies hold it apart: seen through a cgroup namespace its own is the root."""
+def _own_cgroups(lines: list[str], *, namespace: bool) -> str:
+    """How many hierarchies hold it apart; through a cgroup namespace of its own its cgroup is seen as the root."""
     host = dict(_cgroup(line) for line in Path("/proc/self/cgroup").read_text().splitlines())
     seen = dict(_cgroup(line) for line in lines)
-    return str(sum(path != host.get(number) or path == "/" for number, path in seen.items()))
+    return str(sum(path != host.get(number) or (namespace and path == "/") for number, path in seen.items()))
 
 
 def _cgroup(line: str) -> tuple[str, str]:
