@@ -386,7 +386,17 @@ class Engine:
     async def update_container(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`."""
         await asyncio.to_thread(self.host.check_resources, resources)
-        await self.client_of(entry).update_resources(entry.record.id, resources)
+        client, record = self.client_of(entry), entry.record
+        await client.update_resources(record.id, resources)
+        # The next run, by its policy or asked for, has the same limits.
+        asked = {
+            name: value for name in resources.__struct_fields__ if (value := getattr(resources, name)) not in (None, ())
+        }
+        merged = msgspec.structs.replace(record.spec.resources, **asked)
+        record.spec = msgspec.structs.replace(record.spec, resources=merged)
+        if entry.is_registered:
+            client.set_spec(record.id, await self.spec_of(entry))
+        await self._books.save(entry)
 
     async def set_restart_policy(self, entry: Entry, policy: str | RestartPolicy | RestartRule) -> None:
         """See `Container.set_restart_policy`."""

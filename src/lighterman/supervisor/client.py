@@ -153,6 +153,10 @@ class Client:
         """Takes effect at the next decision [L35]."""
         self._container(id).set_restart_policy(policy)
 
+    def set_spec(self, id: str, spec: Spec) -> None:
+        """What the next run is made from; the one under way stays as it is."""
+        self._container(id).spec = spec
+
     def cancel_restart(self, id: str) -> bool:
         """End the wait for a restart; False if none is being waited for [L34]."""
         return self._container(id).cancel_restart()

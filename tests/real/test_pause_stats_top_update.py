@@ -1,0 +1,131 @@
+"""What can be asked of a running container."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from real_support import cgroup_of, process_is_there
+
+from lighterman import Engine, InvalidState, LightermanError, Resources
+from lighterman.lifecycle.status import Status
+from support import eventually
+
+pytestmark = pytest.mark.real
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; done"
+
+
+async def test_pause_nothing_runs_and_resume_goes_on(engine: Engine) -> None:
+    async with engine.container("busybox", ["sh", "-c", COUNT]) as box:
+        await box.stdout.readline()
+        await box.pause()
+        assert str(box.status) == "paused"
+        frozen = (await box.stats()).cpu_ns
+        assert frozen is not None
+        # Much that could have run meanwhile has not.
+        for _ in range(20):
+            assert [one.pid for one in await box.top()] == [box.pid]
+        assert (await box.stats()).cpu_ns == frozen
+        await box.resume()
+        assert str(box.status) == "running"
+
+        async def runs() -> bool:
+            return ((await box.stats()).cpu_ns or 0) > frozen
+
+        await eventually(runs)
+
+
+async def test_pause_twice_and_resume_twice_are_invalid(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        with pytest.raises(InvalidState):
+            await box.resume()
+        await box.pause()
+        with pytest.raises(InvalidState):
+            await box.pause()
+        await box.resume()
+        with pytest.raises(InvalidState):
+            await box.resume()
+        assert box.status is Status.RUNNING
+
+
+async def test_stats_count_what_was_used(engine: Engine) -> None:
+    script = "head -c 20000000 /dev/zero > /dev/shm/x; for i in $(seq 20000); do :; done; sleep 1000 & echo ready; wait"
+    async with engine.container("busybox", ["sh", "-c", script], memory="128M", pids_limit=50) as box:
+        await box.stdout.readline()
+        now = await box.stats()
+        assert (now.cpu_ns or 0) > 1_000_000
+        assert (now.memory_bytes or 0) > 20_000_000
+        assert (now.memory_peak_bytes or 0) >= 20_000_000
+        assert (now.memory_limit_bytes, now.pids_limit, now.oom_kills) == (128 << 20, 50, 0)
+        assert now.pids == 2
+        assert abs(now.read_at - time.time()) < 60
+
+
+async def test_top_lists_all_processes_execs_too(engine: Engine) -> None:
+    async with engine.container("busybox", ["sh", "-c", "sleep 1234 & echo ready; wait"]) as box:
+        await box.stdout.readline()
+        process = await box.start_exec(["sleep", "4321"])
+        found = {one.command: one for one in await box.top()}
+        assert set(found) == {("sh", "-c", "sleep 1234 & echo ready; wait"), ("sleep", "1234"), ("sleep", "4321")}
+        assert found["sleep", "4321"].pid == process.pid
+        init = found["sh", "-c", "sleep 1234 & echo ready; wait"]
+        assert (init.pid, init.image_name) == (box.pid, "sh")
+        assert init.resident_bytes > 0
+        assert process_is_there(init.pid)
+
+
+async def test_update_memory_is_in_force_at_once(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"], memory="64M") as box:
+        await box.update(Resources(memory_bytes=96 << 20))
+        assert (await box.stats()).memory_limit_bytes == 96 << 20
+        await box.update(Resources(memory_bytes=48 << 20))
+        assert (await box.stats()).memory_limit_bytes == 48 << 20
+
+
+async def test_update_one_limit_leaves_the_others(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"], memory="64M", pids_limit=20, cpu_shares=300) as box:
+        await box.update(Resources(cpus=0.5))
+        now = await box.stats()
+        assert (now.memory_limit_bytes, now.pids_limit) == (64 << 20, 20)
+        directory = cgroup_of(box.pid, "cpu")
+        if "cpu.max" in os.listdir(directory):
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota, period = (directory / "cpu.cfs_quota_us").read_text(), (directory / "cpu.cfs_period_us").read_text()
+            assert (directory / "cpu.shares").read_text() == "300\n"
+        assert int(quota) / int(period) == 0.5
+
+
+async def test_update_pids_limit_is_in_force(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        await box.update(Resources(pids_limit=33))
+        assert (await box.stats()).pids_limit == 33
+
+
+async def test_update_what_can_not_be_is_an_error_and_changes_nothing(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"], memory="64M") as box:
+        for wrong in (Resources(memory_bytes=1), Resources(cpus=1e9), Resources(cpuset_cpus="4095")):
+            with pytest.raises(LightermanError):
+                await box.update(wrong)
+        assert (await box.stats()).memory_limit_bytes == 64 << 20
+        assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
+
+
+async def test_update_of_a_paused_container_works(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        await box.pause()
+        await box.update(Resources(memory_bytes=96 << 20))
+        assert (await box.stats()).memory_limit_bytes == 96 << 20
+        assert box.status is Status.PAUSED
+
+
+async def test_update_holds_for_the_next_run(engine: Engine) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], memory="64M")
+    await box.start()
+    await box.update(Resources(memory_bytes=96 << 20))
+    await box.restart(grace_s=0)
+    # Docker's `update` is kept over a restart.
+    assert (await box.stats()).memory_limit_bytes == 96 << 20
+    await box.remove(force=True)
