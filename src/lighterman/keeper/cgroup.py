@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import os
+from time import sleep
 
 NAME = "lighterman-keeper"
 _CONTAINERS = "/lighterman/"
 _SIGKILL = 9
+_REMOVE_TRIES, _REMOVE_PAUSE_S = 20, 0.005
 
 
 def enter_own() -> bool:
@@ -21,10 +23,25 @@ def leave_own() -> None:
     for path in _mounts():
         try:
             _write(f"{path}/cgroup.procs", str(os.getpid()))
-            os.rmdir(f"{path}/{NAME}")
         except OSError:
-            # Another keeper lives there, or it was never ours: nothing is lost by an empty group.
-            continue
+            continue  # it was never ours
+    for path in _mounts():
+        _remove(f"{path}/{NAME}")
+
+
+def _remove(group: str) -> None:
+    # What a killed runtime call has left there is not listed any more while it still dies: that takes a moment.
+    for _ in range(_REMOVE_TRIES):
+        try:
+            os.rmdir(group)
+        except FileNotFoundError:
+            return
+        except OSError:
+            if _members(group):
+                return  # another keeper lives there, and removes it in its turn
+            sleep(_REMOVE_PAUSE_S)
+        else:
+            return
 
 
 def is_a_container(path: str) -> bool:
