@@ -96,7 +96,7 @@ async def oci_subject(name: str) -> AsyncIterator[Subject]:
                 await asyncio.to_thread(os.makedirs, directory, mode=0o700, exist_ok=True)
                 rootfs = Overlay(lowers=image.layers, upper=f"{directory}/upper", work=f"{directory}/work")
                 wanted = ContainerSpec(image="busybox", argv=args, stdin=stdin, terminal=terminal)
-                return await host.spec(id, wanted, image, rootfs, directory, write=True)
+                return await host.spec(id, wanted, image, rootfs, directory)
 
             async def make_exec(spec: Spec, args: tuple[str, ...], *, stdin: bool, terminal: bool) -> ProcessConfig:
                 return await host.exec_process(
