@@ -127,8 +127,8 @@ def test_created_container() -> None:
         assert box.wait().signal == 9
         assert [record.data for record in box.logs()] == [b"up\n"] * len(list(box.logs()))
         box.remove()
-        with pytest.raises(NotFound):
-            engine.get("c")
+        assert box.status == "removed"
+        assert engine.containers() == []
 
 
 def test_exec() -> None:
@@ -147,8 +147,13 @@ def test_exec() -> None:
         assert b"11 33" in shell.stdout.read()
         assert shell.wait().code == 6
         sleeper = box.start_exec(["sleep", "1000"])
+        assert box.get_exec(sleeper.id).pid == sleeper.pid
+        assert sleeper.id in {one.id for one in box.execs()}
         sleeper.kill("TERM")
         assert sleeper.wait().signal == 15
+        assert b"".join(record.data for record in process.logs()) == b"abc"
+        with pytest.raises(NotFound):
+            box.get_exec("no-such-exec")
 
 
 def test_logs_follow_to_the_end() -> None:
@@ -160,7 +165,25 @@ def test_logs_follow_to_the_end() -> None:
         assert b"".join(record.data for record in records if record.stream == "stderr") == b"e\n"
         first = records[0]
         assert list(box.logs(after=first.cursor)) == records[1:]
+        # Left early: its end holds nobody up.
+        for _ in box.logs(follow=True):
+            break
         box.remove()
+
+
+def test_events() -> None:
+    with sync.Engine() as engine:
+        box = engine.create("busybox", ["true"])
+        box.start()
+        box.wait()
+        kinds = [event.kind for event in engine.events(after=0, container=box.id, follow=False)]
+        assert kinds == sorted(kinds, key=["create", "start", "exit"].index)
+        following = engine.events(after=0)
+        assert next(following).container == box.id
+        following = engine.events()
+    # Nobody waits for what will never come, and leaving it is no error.
+    with pytest.raises(InvalidState):
+        next(following)
 
 
 def test_write_waits_and_breaks() -> None:
@@ -219,29 +242,10 @@ def _interrupt_when_running(engine: sync.Engine) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_public_names() -> None:
-    missing = {
-        name
-        for one, other in (
-            (lighterman.Engine, sync.Engine),
-            (lighterman.Container, sync.Container),
-            (lighterman.Process, sync.Process),
-        )
-        for name in vars(one)
-        if not name.startswith("_") and not hasattr(other, name)
-    }
-    # The engine's own doors for containers and the supervisor, not for users.
-    assert missing <= {
-        "client_of",
-        "start_container",
-        "stop_container",
-        "signal_container",
-        "update_container",
-        "remove_container",
-        "start_exec",
-        "exec_to_end",
-        "signal_exec",
-        "attach_streams",
-        "state_changed",
-        "timings_of",
-    }
+@pytest.mark.parametrize(
+    ("waiting", "blocking"),
+    [(lighterman.Container, sync.Container), (lighterman.Process, sync.Process)],
+)
+def test_both_faces_have_the_same_names(waiting: type, blocking: type) -> None:
+    names = {name for name in vars(waiting) if not name.startswith("_")}
+    assert names == {name for name in vars(blocking) if not name.startswith("_")}

@@ -84,7 +84,8 @@ class StdinWriter:
                 try:
                     await self._stream.write(data)
                 except (BrokenPipe, AlreadyClosed) as broken:
-                    self._broken = broken
+                    # The pipe is closed by us when the process has ended: for who writes that is the same.
+                    self._broken = broken if isinstance(broken, BrokenPipe) else BrokenPipe("the process has ended")
                     self._queue.clear()
                     self._queued = 0
                     break

@@ -16,9 +16,9 @@ import asyncio
 import os
 import signal as signals
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -27,6 +27,7 @@ from lighterman import engine as engines
 from lighterman import limits, stdin
 from lighterman.asking import Options
 from lighterman.errors import InvalidState
+from lighterman.journal import Event
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
@@ -100,6 +101,33 @@ class _LoopThread:
                 loop.call_soon_threadsafe(cancel)
                 done.exception()
             raise
+
+    def iterate(self, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+        """What the iterator made by `make` gives; left early, it is ended."""
+        items = self.call(_made(make))
+        return self._items(items)
+
+    def _items(self, items: AsyncIterator[T]) -> Iterator[T]:
+        try:
+            while (item := self.call(_next(items))) is not None:
+                yield item
+        finally:
+            # Left early, perhaps only when it is collected, long after the engine's close.
+            with suppress(InvalidState):
+                self.call(_end(items))
+
+
+async def _made(make: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
+    return make()
+
+
+async def _next(items: AsyncIterator[T]) -> T | None:
+    return await anext(items, None)
+
+
+async def _end(items: AsyncIterator[T]) -> None:
+    if isinstance(items, AsyncGenerator):
+        await items.aclose()
 
 
 async def _until_stopped(running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
@@ -218,6 +246,14 @@ class Engine:
     def containers(self) -> list[Container]:
         """All of them, the oldest first."""
         return [Container(self._loop, one) for one in self._loop.call(self._engine.containers())]
+
+    def events(
+        self, *, after: int | None = None, kinds: Iterable[str] = (), container: str | None = None, follow: bool = True
+    ) -> Iterator[Event]:
+        """What happens to the containers of this root, in order."""
+        return self._loop.iterate(
+            lambda: self._engine.events(after=after, kinds=kinds, container=container, follow=follow)
+        )
 
 
 class Container:
@@ -369,11 +405,17 @@ class Container:
         )
         return Process(self._loop, started)
 
+    def execs(self) -> list[Process]:
+        """Its exec processes that run, and those that were started by `start_exec` and have ended."""
+        return [Process(self._loop, one) for one in self._loop.call(self._container.execs())]
+
+    def get_exec(self, id: str) -> Process:
+        """An exec process by its id; also one that an earlier engine has started. Raises: NotFound."""
+        return Process(self._loop, self._loop.call(self._container.get_exec(id)))
+
     def logs(self, *, after: Cursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
         """What it wrote, all runs, piece by piece; with `follow` also what comes, until it has ended for good."""
-        records = self._container.logs(after=after, follow=follow)
-        while (record := self._loop.call(_next(records))) is not None:
-            yield record
+        return self._loop.iterate(lambda: self._container.logs(after=after, follow=follow))
 
     def remove(self, *, force: bool = False) -> None:
         """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""
@@ -419,6 +461,10 @@ class Process:
     def stderr(self) -> OutputReader:
         """As `stdout`. Raises: InvalidState with a terminal."""
         return OutputReader(self._loop, self._loop.call(_output(self._process, 2)))
+
+    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
+        """What it wrote, from a record's cursor on; for who comes back, or comes later than others."""
+        return self._loop.iterate(lambda: self._process.logs(after=after, follow=follow))
 
     def wait(self) -> ExitRecord:
         """How it ended, once it has."""
@@ -505,10 +551,6 @@ async def _enter(block: AbstractAsyncContextManager[T]) -> T:
 
 async def _leave(block: AbstractAsyncContextManager[object]) -> None:
     await block.__aexit__(None, None, None)
-
-
-async def _next(records: AsyncIterator[LogRecord]) -> LogRecord | None:
-    return await anext(records, None)
 
 
 async def _output(process: waiting.Container | waiting.Process, stream: int) -> LogStream:

@@ -26,7 +26,8 @@ def test_a_shell_keys_resize_and_restore() -> None:
         terminal.expect(b"\r\n42\r\n")
         terminal.expect(b"is-a-ttsh\r\n")
         # Ctrl-C is the program's, not ours.
-        terminal.type(b"echo aslee$((1)); sleep 1000\r")
+        # Told by the job itself: it has the keyboard by then.
+        terminal.type(b"sh -c 'echo aslee$((1)); exec sleep 1000'\r")
         terminal.expect(b"aslee1\r\n")
         terminal.type(b"\x03")
         terminal.expect(b"# ")
