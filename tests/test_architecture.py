@@ -27,12 +27,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),
-    ("asking", "stdin", "linux_host", "journal"),
+    ("asking", "stdin", "linux_host", "journal", "notify"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    ("spec", "errors", "limits", "clock", "quantities", "record", "results", "roots"),
+    ("spec", "checks", "errors", "limits", "clock", "quantities", "record", "results", "roots"),
 )
 
 # The exceptions; values and their helpers at the bottom may use each other.
@@ -48,8 +48,8 @@ EXCEPTIONS: tuple[tuple[str, str], ...] = (
 
 # Rooms that may import of ours only what stands here (and themselves).
 ONLY: dict[str, tuple[str, ...]] = {
-    "lifecycle": ("spec", "errors", "limits"),
-    "testing": ("supervisor", "runtimes", "lifecycle", "clock", "spec", "errors", "limits"),
+    "lifecycle": ("spec", "checks", "errors", "limits"),
+    "testing": ("supervisor", "runtimes", "lifecycle", "clock", "spec", "checks", "errors", "limits"),
 }
 
 # Where only a part of a room may be imported: (importer, room) -> parts.

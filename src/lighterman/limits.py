@@ -52,6 +52,11 @@ RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
 RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling
 RESTART_RESET_S = 10.0  # a run this long resets the back-off
 RESTART_HISTORY = 100  # ends that are remembered of one container, for its start limit and for policies as code
+HEALTH_LOG = 5  # results of probes that are kept, docker's number
+PROBE_OUTPUT_BYTES = 4096  # kept of one probe, likewise
+READY_LINE_BYTES = 65536  # of one line that a log pattern is tried on
+NOTIFY_BYTES = 4096  # one datagram of sd_notify; systemd takes a page too
+NOTIFY_PAUSE_S = 0.01  # between datagrams: who floods the socket costs us 100 wake-ups a second, no more
 
 # ---- the runtime and the keeper ----
 RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delete: milliseconds when all is well

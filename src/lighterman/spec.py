@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from lighterman import limits
+from lighterman.checks import HealthCheck, Readiness
 from lighterman.errors import InvalidSpec
 
 __all__ = [
@@ -332,6 +333,7 @@ class ContainerSpec(Value, frozen=True):
         network: `none` or `host`.
         runtime: `crun`, `runc`, `youki` or None for the first that works here.
         seccomp: `default`, `unconfined`, or the path of a profile in Docker's format.
+        health, ready: see `lighterman.checks`; of health what can be stored.
     """
 
     image: str | None = None
@@ -364,6 +366,8 @@ class ContainerSpec(Value, frozen=True):
     stop_signal: int | None = None
     restart: RestartPolicy = RestartPolicy()
     runtime: str | None = None
+    health: HealthCheck | None = None
+    ready: Readiness | None = None
 
 
 # ---- what comes back ---------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 CLONE_FS = 0x200
+CLONE_NEWNET = 0x40000000
 
 
 @cache
@@ -43,6 +44,12 @@ def syscall(number: int, *arguments: int | bytes | None) -> int:
 def unshare_fs() -> None:
     """Give the calling thread a working directory of its own. Raises: OSError."""
     if libc().unshare(CLONE_FS) == -1:
+        _raise()
+
+
+def set_network_namespace(descriptor: int) -> None:
+    """Bring the calling thread into another network namespace. Raises: OSError."""
+    if libc().setns(descriptor, CLONE_NEWNET) == -1:
         _raise()
 
 

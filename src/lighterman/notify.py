@@ -1,0 +1,115 @@
+"""The receiving end of sd_notify(3): a datagram socket of the engine's in a directory that the container can see.
+
+The protocol is systemd's: lines of NAME=value in one datagram. Whoever is in the container may send anything there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import StoreError
+
+__all__ = ["NOTIFY_DIRECTORY", "NOTIFY_SOCKET", "Notification", "NotifySocket", "parse"]
+
+log = logging.getLogger(__name__)
+
+NOTIFY_DIRECTORY = "/run/notify"  # inside the container, where podman has it too
+_NAME = "notify.sock"
+NOTIFY_SOCKET = f"{NOTIFY_DIRECTORY}/{_NAME}"
+
+
+class Notification(msgspec.Struct, frozen=True, kw_only=True):
+    """What one datagram says, as far as it is understood; unknown names are left out."""
+
+    ready: bool = False
+    stopping: bool = False
+    reloading: bool = False
+    watchdog: bool = False
+    status: str | None = None
+
+
+def parse(datagram: bytes) -> Notification:
+    """Read one datagram. What is no `NAME=value` is left out; of several the last counts."""
+    said = dict(line.split(b"=", 1) for line in datagram.split(b"\n") if b"=" in line)
+    status = said.get(b"STATUS")
+    return Notification(
+        ready=said.get(b"READY") == b"1",
+        stopping=said.get(b"STOPPING") == b"1",
+        reloading=said.get(b"RELOADING") == b"1",
+        watchdog=said.get(b"WATCHDOG") == b"1",
+        status=status.decode("utf-8", "replace") if status is not None else None,
+    )
+
+
+class NotifySocket:
+    """Bound at `directory/notify.sock`, which is made anew: an earlier engine's socket hears nothing any more."""
+
+    def __init__(self, directory: str) -> None:
+        self.status: str | None = None
+        self.stopping = False
+        self._ready_at: float | None = None
+        self._news = asyncio.Event()
+        self._socket = _bind(directory)
+
+    def close(self) -> None:
+        """Again is nothing."""
+        self._socket.close()
+
+    async def receive(self) -> None:
+        """Take in what comes, until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            # One byte more shows what is too long. Descriptors that come along are dropped by the kernel.
+            datagram = await loop.sock_recv(self._socket, limits.NOTIFY_BYTES + 1)
+            if len(datagram) <= limits.NOTIFY_BYTES:
+                self._take(parse(datagram))
+            else:
+                log.warning("a notification of more than %d bytes was left out", limits.NOTIFY_BYTES)
+            await asyncio.sleep(limits.NOTIFY_PAUSE_S)
+
+    def _take(self, said: Notification) -> None:
+        if said.status is not None:
+            self.status = said.status
+        self.stopping = self.stopping or said.stopping
+        if said.ready:
+            self.stopping = False
+            self._ready_at = time.monotonic()
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def wait_ready(self, since: float) -> None:
+        """Return once READY=1 has come after `since` (CLOCK_MONOTONIC): an earlier one was of the run before."""
+        while self._ready_at is None or self._ready_at <= since:
+            await self._news.wait()
+
+
+def _bind(directory: str) -> socket.socket:
+    # Anybody in the container may send; the directory's parents are closed to everybody on the host.
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        # Through the descriptor: a socket's path has at most 107 bytes.
+        path = f"/proc/self/fd/{descriptor}/{_NAME}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        made.bind(path)
+        os.chmod(path, 0o666)
+        made.setblocking(False)
+    except OSError as failed:
+        made.close()
+        raise StoreError(f"{directory}: the socket for notifications can't be made: {failed}") from failed
+    except BaseException:
+        made.close()
+        raise
+    finally:
+        os.close(descriptor)
+    return made

@@ -1,0 +1,188 @@
+"""Reaching into a running container from outside, with no process in it: its network, its sockets, its files.
+
+A socket belongs for ever to the network namespace that its maker was in: a thread that lives for this alone goes into
+the container's, makes the socket and ends; the event loop does the rest with it. Names are never looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from lighterman import limits
+from lighterman.checks import File, Http, Port, Tcp, UnixSocket
+from lighterman.errors import NotFound
+from lighterman.runtimes.oci.processes import has_exited
+from lighterman.runtimes.oci.rooted import open_inside
+from lighterman.runtimes.oci.syscalls import set_network_namespace
+
+__all__ = ["Reach"]
+
+T = TypeVar("T")
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+class Reach:
+    """One run's init process, held by a pidfd. `look` raises OSError for what does not answer, NotFound for its end.
+
+    Args: pidfd: ours to close.
+    """
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self._pid = pid
+        self._pidfd = pidfd
+        self._lock = threading.Lock()  # no thread may look at a number that is somebody else's by then
+
+    def close(self) -> None:
+        """Again is nothing."""
+        with self._lock:
+            pidfd, self._pidfd = self._pidfd, -1
+            if pidfd >= 0:
+                os.close(pidfd)
+
+    async def look(self, probe: Tcp | Http | UnixSocket | File | Port) -> tuple[bool, str]:
+        """Whether it is well, and what was seen."""
+        match probe:
+            case Tcp() | Port():
+                (await self._connected(probe.host, probe.port)).close()
+                return True, f"port {probe.port} accepts connections"
+            case Http():
+                return await self._http(probe)
+            case UnixSocket():
+                await self._unix(probe.path)
+                return True, f"{probe.path} accepts connections"
+            case File():
+                return await self._file(probe)
+
+    # ---- network ----
+
+    async def _connected(self, host: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        made = await _in_own_thread(lambda: self._socket(family), socket.socket.close)
+        try:
+            await asyncio.get_running_loop().sock_connect(made, (host, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _socket(self, family: int) -> socket.socket:
+        namespace = self._open("ns/net", os.O_RDONLY)
+        try:
+            set_network_namespace(namespace)
+        finally:
+            os.close(namespace)
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setblocking(False)
+        return made
+
+    async def _http(self, probe: Http) -> tuple[bool, str]:
+        loop = asyncio.get_running_loop()
+        host = f"[{probe.host}]" if ":" in probe.host else probe.host
+        request = (
+            f"GET {probe.path} HTTP/1.1\r\nHost: {host}:{probe.port}\r\nUser-Agent: lighterman\r\n"
+            "Accept: */*\r\nConnection: close\r\n\r\n"
+        )
+        connected = await self._connected(probe.host, probe.port)
+        answer = b""
+        with connected:
+            await loop.sock_sendall(connected, request.encode())
+            # Of whatever length it is: a page of it is looked at.
+            while len(answer) < limits.PROBE_OUTPUT_BYTES and not _HEAD_END.search(answer):
+                piece = await loop.sock_recv(connected, limits.PROBE_OUTPUT_BYTES - len(answer))
+                if not piece:
+                    break
+                answer += piece
+        found = _STATUS_LINE.match(answer)
+        if found is None:
+            return False, f"no answer in HTTP/1: {answer[:200]!r}"
+        status = int(found[1])
+        ok = 200 <= status <= 399 if probe.status is None else status == probe.status
+        return ok, answer[: found.end()].decode("latin-1").strip()
+
+    # ---- files ----
+
+    async def _unix(self, path: str) -> None:
+        loop = asyncio.get_running_loop()
+        found = await _in_own_thread(lambda: self._inside(path), os.close)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+                made.setblocking(False)
+                await loop.sock_connect(made, f"/proc/self/fd/{found}")
+        finally:
+            os.close(found)
+
+    async def _file(self, probe: File) -> tuple[bool, str]:
+        def changed_at() -> float:
+            found = self._inside(probe.path)
+            try:
+                return os.fstat(found).st_mtime
+            finally:
+                os.close(found)
+
+        age_s = time.time() - await _in_own_thread(changed_at, None)
+        ok = probe.max_age_s is None or age_s <= probe.max_age_s
+        return ok, f"{probe.path} was changed {age_s:.3f} s ago"
+
+    def _inside(self, path: str) -> int:
+        root = self._open("root", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return open_inside(root, path)
+        finally:
+            os.close(root)
+
+    def _open(self, what: str, flags: int) -> int:
+        try:
+            opened = os.open(f"/proc/{self._pid}/{what}", flags | os.O_CLOEXEC)
+        except FileNotFoundError as missing:
+            raise NotFound(f"process {self._pid} has ended") from missing
+        # Checked after opening: while it lives nobody else has its number.
+        with self._lock:
+            gone = self._pidfd < 0 or has_exited(self._pidfd)
+        if gone:
+            os.close(opened)
+            raise NotFound(f"process {self._pid} has ended")
+        return opened
+
+
+async def _in_own_thread(act: Callable[[], T], discard: Callable[[T], None] | None) -> T:
+    """Do something that may block, or that leaves its thread unfit for anything else; never in the shared pool.
+
+    Args: discard: what to do with a result that nobody waits for any more.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, failed: BaseException | None) -> None:
+        if not done.done():
+            if failed is not None:
+                done.set_exception(failed)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]  # one of the two is given
+        elif failed is None and discard is not None:
+            discard(result)  # type: ignore[arg-type]  # likewise
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = act()
+        except BaseException as raised:  # noqa: BLE001  belongs to who waits
+            failed = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:
+            # The loop is closed.
+            if failed is None and discard is not None:
+                discard(result)  # type: ignore[arg-type]  # likewise
+
+    # A daemon: what hangs in somebody's file system must not keep the program from ending.
+    threading.Thread(target=run, name="reach", daemon=True).start()
+    return await done

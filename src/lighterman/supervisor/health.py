@@ -1,0 +1,86 @@
+"""Watching the health of one run: probes in their time, each with a deadline; the deciding is lifecycle/health.py's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from lighterman import limits
+from lighterman.clock import Clock
+from lighterman.lifecycle.health import Health, HealthMonitor, ProbeResult, Which
+from lighterman.supervisor.delivery import Spawn
+
+__all__ = ["Answer", "ProbeCall", "watch_health"]
+
+Answer = tuple[bool, str]
+"""Whether it is well, and what was seen, for people."""
+
+ProbeCall = Callable[[Which], Awaitable[Answer]]
+"""Makes one probe. What it raises counts as a failure; cancelled, it leaves nothing behind, however long that takes."""
+
+
+async def watch_health(
+    monitor: HealthMonitor,
+    probe: ProbeCall,
+    changed: Callable[[Health], Awaitable[None]],
+    *,
+    clock: Clock,
+    spawn: Spawn,
+    is_frozen: Callable[[], bool],
+) -> None:
+    """Until it is cancelled: one probe after the other, never two at a time.
+
+    Args:
+        changed: told of each change of status, and awaited before the next probe.
+        is_frozen: a paused container can't answer; its probes are left out.
+    """
+    hanging: asyncio.Task[None] | None = None
+    while True:
+        wait_s, which = monitor.next_probe(clock.mono())
+        await clock.sleep(wait_s)
+        if is_frozen():
+            if wait_s <= 0:
+                await clock.sleep(monitor.check.interval_s)
+            continue
+        began = clock.mono()
+        if hanging is not None and not hanging.done():
+            ok, output = False, "the probe before has not ended yet"
+        else:
+            hanging, (ok, output) = await _probe_once(probe, which, monitor.check.timeout_s, clock, spawn)
+        if is_frozen() and not ok:
+            continue
+        now = clock.mono()
+        result = ProbeResult(ok=ok, output=_bounded(output), at=clock.wall(), took_s=now - began, which=which)
+        status = monitor.observe(result, now)
+        if status is not None:
+            await changed(status)
+
+
+async def _probe_once(
+    probe: ProbeCall, which: Which, timeout_s: float, clock: Clock, spawn: Spawn
+) -> tuple[asyncio.Task[None] | None, Answer]:
+    """In a task of its own: a probe that can't be ended must not keep anybody from seeing that it takes too long."""
+    answer: Answer = (False, "the probe was cancelled")
+
+    async def ask() -> None:
+        nonlocal answer
+        try:
+            answer = await probe(which)
+        except Exception as failed:  # noqa: BLE001  whatever goes wrong in a probe, a user's function included
+            answer = (False, f"{type(failed).__name__}: {failed}")
+
+    task = spawn(ask(), "probe")
+    try:
+        async with clock.timeout(timeout_s):
+            await asyncio.wait((task,))
+    except TimeoutError:
+        task.cancel()
+        return task, (False, f"no answer in {timeout_s:g} s")
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    return None, answer
+
+
+def _bounded(text: str) -> str:
+    return text.encode("utf-8", "replace")[: limits.PROBE_OUTPUT_BYTES].decode("utf-8", "ignore")
