@@ -77,8 +77,7 @@ def _serve(run_dir: str, state_dir: str, idle_s: float) -> None:
         _unlink(address)
         listener.close()
     slots.close(remove=len(keeper.jobs.table) == 0)
-    if own_cgroup:
-        cgroup.leave_own()
+    cgroup.leave_own()
     sys.stderr.flush()
     os._exit(0)
 

@@ -110,9 +110,11 @@ def _enter(path: str) -> bool:
     own = f"{path}/{NAME}"
     try:
         os.makedirs(own, 0o755, exist_ok=True)
-        # A new cpuset of v1 has neither CPUs nor memory, and takes nobody in before it has both.
+        # A new cpuset of v1 has neither CPUs nor memory, and takes nobody in before it has both; an empty one of v2 has
+        # those of the group above, and the root of v2 does not say which.
+        is_v1 = not os.path.exists(f"{path}/cgroup.controllers")
         for name in ("cpuset.cpus", "cpuset.mems"):
-            if os.path.exists(f"{own}/{name}") and not _read(f"{own}/{name}").strip():
+            if is_v1 and os.path.exists(f"{own}/{name}") and not _read(f"{own}/{name}").strip():
                 _write(f"{own}/{name}", _read(f"{path}/{name}").strip())
         _write(f"{own}/cgroup.procs", str(os.getpid()))
     except OSError:
