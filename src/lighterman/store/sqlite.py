@@ -6,6 +6,7 @@ Group commit: all changes that wait when the thread comes round go into one tran
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -44,6 +45,9 @@ class SqliteStore:
             raise
 
     def _open(self) -> None:
+        # Environments with secrets are in it; its -wal and -shm get the same mode.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.chmod(self._path, 0o600)
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._connection = connection
         connection.execute("PRAGMA journal_mode=WAL")
@@ -169,7 +173,7 @@ class SqliteStore:
             raise StoreError(f"{self._path} is closed") from closed
         try:
             return await asyncio.shield(work)
-        except sqlite3.Error as failed:
+        except (sqlite3.Error, OSError) as failed:
             raise StoreError(f"{self._path}: {failed}") from failed
 
 

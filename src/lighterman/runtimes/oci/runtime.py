@@ -272,9 +272,12 @@ class OciRuntime:
         self._systems.pop(id, None)
 
     async def close(self) -> None:
-        """Return when every removal is done."""
+        """Return when every removal is done; of what goes on without us no descriptor is kept."""
         while self._removals:
             await asyncio.wait(tuple(self._removals.values()))
+        for system in tuple(self._systems.values()):
+            await system.let_go()
+        self._systems.clear()
 
 
 async def _finished(work: Coroutine[Any, Any, int | None]) -> int | None:

@@ -417,14 +417,9 @@ class OciSystem:
         return await asyncio.to_thread(lambda: process_summaries(sorted(self.cgroup.pids())))
 
     async def oom_counters(self) -> OomCounters | None:
-        # On the way of every exit: a few small reads of cgroupfs, which is memory, cost about a thread's turn.
-        try:
-            counted = self.cgroup.statistics()
-        except NotFound:
-            return None
-        return OomCounters(
-            oom_kills=counted.oom_kills, memory_peak_bytes=counted.memory_peak_bytes, cpu_ns=counted.cpu_ns
-        )
+        # On the way of every exit: a few small reads of cgroupfs, which is memory, cost less than a thread's turn.
+        kills, peak, cpu = self.cgroup.final_counters()
+        return OomCounters(oom_kills=kills, memory_peak_bytes=peak, cpu_ns=cpu)
 
     async def has_pending_updates(self) -> bool:
         return False
@@ -476,6 +471,16 @@ class OciSystem:
             raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
         self._closed = True
         self._queue_removal(self)
+
+    async def let_go(self) -> None:
+        """Close what we hold of it; what runs goes on, and the keeper has its own duplicates."""
+        for process in (self._init, *self._execs.values()):
+            if process is not None:
+                with contextlib.suppress(AlreadyClosed):
+                    await process.close()
+        if self.mount is not None:
+            mount, self.mount = self.mount, None
+            await asyncio.to_thread(os.close, mount)
 
 
 def decode_meta(encoded: bytes) -> JobMeta | None:
