@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import shutil
 from pathlib import Path
 
 from lighterman import Container, Engine
 from lighterman.logs.reader import LogRecord
-from support import eventually
+from lighterman.roots import StateRoot
+from support import eventually, eventually_sync
 
 __all__ = [
     "cgroup_of",
     "descriptors",
+    "end_root",
     "host_controller",
     "inside",
+    "keeper_pid",
     "logged",
     "process_is_there",
     "records",
@@ -94,6 +99,38 @@ def running_in(container_id: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def end_root(path: Path) -> None:
+    """Remove every container of a root, whoever made it, and the root's part below RUN."""
+
+    async def end() -> None:
+        async with Engine(root=path) as engine:
+            for box in await engine.containers():
+                await box.remove(force=True)
+
+    if path.exists():
+        asyncio.run(end())
+    run = Path(StateRoot.of(path).run)
+    # The keeper removes its socket when it leaves for idleness.
+    eventually_sync(lambda: not (run / "keeper.sock").exists())
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def keeper_pid(root: Path | None = None) -> int:
+    """The keeper of a root, or the only one of this process's private roots."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"-I" in words and any(word.endswith(b"keeper/__main__.py") for word in words):
+            run = words[[word.endswith(b"__main__.py") for word in words].index(True) + 1].decode()
+            if root is None or run == StateRoot.of(root).run:
+                found.append(int(directory.name))
+    assert len(found) == 1, found
+    return found[0]
 
 
 def descriptors(pid: int | str = "self") -> int:
