@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -214,6 +213,8 @@ class Engine:
         If cancelled: the container is killed and removed before the cancellation is raised.
         """
         began = self._clock.mono()
+        self._must_be_open()
+        self.host.poke()
         entry = await self._create(image, argv, name=name, stdin=stdin is not None, lease="scope", options=options)
         try:
             await self.start_container(entry)
@@ -333,6 +334,7 @@ class Engine:
         if entry.starting or entry.is_registered:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
         entry.starting = True
+        self.host.poke()
         try:
             await self._start(entry)
         except BaseException as failed:
@@ -626,7 +628,7 @@ class Engine:
         self._must_be_open()
         policy, rule = split_restart(options.get("restart", "no"))
         spec = container_spec(image, argv, stdin=stdin, options={**options, "restart": policy})
-        id = secrets.token_hex(16)
+        id = os.urandom(16).hex()
         name = check_name(name) if name is not None else f"lm-{id[:12]}"
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")

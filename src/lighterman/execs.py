@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import signal as signals
 from collections.abc import Callable, Sequence
 
@@ -53,6 +53,7 @@ class Execs:
     ) -> ExecEntry:
         """See `Container.start_exec`."""
         client = self._client_of(entry)
+        self._host().poke()
         if isinstance(argv, str):
             raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
         if entry.process is None:
@@ -68,7 +69,7 @@ class Execs:
             console_size=console_size,
             stdin=stdin,
         )
-        life = entry.new_exec(secrets.token_hex(6))
+        life = entry.new_exec(os.urandom(6).hex())
         try:
             life.pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:

@@ -19,7 +19,7 @@ from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, cgroup_host, check_resources
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, Poke, cgroup_host, check_resources
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
@@ -81,6 +81,7 @@ class LinuxHost:
         self._facts = facts
         self._chosen = chosen
         self._cgroups = cgroup_host()
+        self.poke = Poke(self._cgroups)
         self._images = ImageStore(f"{root.cache}/layers")
         self._runtimes: dict[str, OciRuntime] = {}
         self._slots = StartSlots()
@@ -278,6 +279,7 @@ class LinuxHost:
         Args: by_force: every container has been ended by now; what is left is a call that hangs.
         """
         self._closing = True
+        self.poke.close()
         for runtime in self._runtimes.values():
             await runtime.close()
         try:

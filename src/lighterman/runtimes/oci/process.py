@@ -21,6 +21,7 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
+from lighterman.runtimes.oci.bundle import unlink_all
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.processes import PidRef, has_exited, send_signal, wait_exit_status
 from lighterman.spec import ExitCode
@@ -35,6 +36,7 @@ class OciProcess:
         pidfd: ours to close; None if it had been reaped before anybody could take one.
         terminal: a further descriptor of the terminal's master for its size, ours to close.
         kill_tree: ends an exec with all that it has started; blocking.
+        litter: files to unlink when nobody waits any more.
         start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
     """
@@ -52,6 +54,7 @@ class OciProcess:
         known_exit: JobExit | None = None,
         start_time: int | None = None,
         kill_tree: Callable[[int], None] | None = None,
+        litter: tuple[str, ...] = (),
     ) -> None:
         self.job = job
         self._pid = pid
@@ -62,6 +65,7 @@ class OciProcess:
         self._terminal = terminal
         self._keeper = keeper
         self._kill_tree = kill_tree
+        self._litter = litter
         self._exit = known_exit
         self._gone = known_exit is not None
         self._closed = False
@@ -159,6 +163,8 @@ class OciProcess:
         with contextlib.suppress(KeeperLost):
             if self._keeper is not None:
                 await self._keeper.acknowledge(self.job)
+        if self._litter:
+            await asyncio.to_thread(unlink_all, *self._litter)
 
     def __repr__(self) -> str:
         return f"<OciProcess {self.job} pid {self._pid}>"

@@ -258,7 +258,7 @@ class OciRuntime:
         except LightermanError as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
 
-    def _take_away(self, system: OciSystem) -> list[str]:
+    def _take_away(self, system: OciSystem) -> Sequence[str]:
         mount, system.mount = system.mount, None
         if mount is not None:
             # The last reference: closing it may sync a whole file system.

@@ -20,6 +20,7 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     KeeperLost,
+    LimitExceeded,
     NotFound,
     NotSupported,
     OperationPending,
@@ -38,6 +39,9 @@ from lighterman.runtimes.options import OutputSegments
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 
 __all__ = ["JobMeta", "OciSystem", "RuntimeCall", "decode_meta"]
+
+
+_EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
 
 
 class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,11 +164,11 @@ class OciSystem:
         if known is not None and not known.has_exited:
             raise AlreadyExists(f"container {self._id} runs a process {exec_id!r} already", container=self._id)
         files = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}"
-        spec, pid_file, log, console = (f"{files}.{kind}" for kind in ("json", "pid", "log", "console"))
-        await asyncio.to_thread(write_file, spec, encode_process(process))
-        command = ["exec", "--detach", "--process", spec, "--pid-file", pid_file]
+        pid_file, log, console = (f"{files}.{kind}" for kind in ("pid", "log", "console"))
+        command = ["exec", "--detach", "--process", f"/proc/self/fd/{_EXEC_FD}", "--pid-file", pid_file]
         if process.terminal:
             command += ["--console-socket", console]
+        spec = _in_memory(encode_process(process))
         try:
             made = await self._spawn(
                 "exec",
@@ -174,9 +178,14 @@ class OciSystem:
                 pid_file=pid_file,
                 console=console if process.terminal else None,
                 log=log,
+                extra_fds={_EXEC_FD: spec},
+                litter=(pid_file, log),
             )
+        except BaseException:
+            await asyncio.to_thread(unlink_all, pid_file, log)
+            raise
         finally:
-            await asyncio.to_thread(unlink_all, spec, pid_file, log)
+            os.close(spec)
         self._execs[exec_id] = made
         return made
 
@@ -190,10 +199,12 @@ class OciSystem:
         pid_file: str,
         console: str | None,
         log: str,
+        extra_fds: dict[int, int] | None = None,
+        litter: tuple[str, ...] = (),
     ) -> OciProcess:
         ends = make_ends(terminal=process.terminal, stdin=process.stdin)
         try:
-            job = self._job(name, process, argv, ends, pid_file=pid_file, console=console)
+            job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console)
             async with self._start_slot():
                 spawned = await self._spawn_or_undo(job)
             if spawned.status != 0 or spawned.pid is None:
@@ -215,6 +226,7 @@ class OciSystem:
             terminal=terminal,
             keeper=self._keeper(),
             kill_tree=self._kill_tree if operation == "exec" else None,
+            litter=litter,
         )
 
     def _kill_tree(self, pid: int) -> None:
@@ -226,6 +238,7 @@ class OciSystem:
         process: ProcessConfig,
         argv: tuple[str, ...],
         ends: Ends,
+        extra_fds: dict[int, int],
         *,
         pid_file: str,
         console: str | None,
@@ -256,6 +269,7 @@ class OciSystem:
             env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path},
             pid_file=pid_file,
             stdio=ends.theirs,
+            extra_fds=extra_fds,
             hold=hold,
             mount=mount,
             console=console,
@@ -481,6 +495,20 @@ class OciSystem:
         if self.mount is not None:
             mount, self.mount = self.mount, None
             await asyncio.to_thread(os.close, mount)
+
+
+def _in_memory(content: bytes) -> int:
+    """A descriptor to read `content` from: an exec's `process` object lies on no disk. Raises: LimitExceeded."""
+    try:
+        memfd = os.memfd_create("process", os.MFD_CLOEXEC)
+    except OSError as failed:
+        raise LimitExceeded(
+            f"no descriptor for an exec: {failed.strerror}: raise `ulimit -n`", limit="ulimit -n"
+        ) from failed
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(memfd, rest) :]
+    return memfd
 
 
 def decode_meta(encoded: bytes) -> JobMeta | None:

@@ -198,6 +198,33 @@ class Cgroup:
             return sum(known) if known else None
         return None
 
+    def final_counters(self) -> tuple[int | None, int | None, int | None]:
+        """OOM kills, peak memory in bytes, CPU time in ns: what is worth keeping when it ends, by a few small reads.
+
+        None for what is not counted, or gone.
+        """
+        oom_kills, peak, cpu = None, None, None
+        for controller in ("memory", "cpuacct") if self.host.layout != "v2" else ("memory",):
+            hierarchy = self.host.hierarchy_of(controller)
+            if hierarchy is None:
+                continue
+            directory = files.open_directory(hierarchy.mount_point, self._components)
+            if directory is None:
+                continue
+            try:
+                if hierarchy.version == 2:
+                    return self.oom_kills(), files.read_number(directory, "memory.peak"), v2.cpu_ns(directory)
+                if controller == "cpuacct":
+                    cpu = files.read_number(directory, "cpuacct.usage")
+                else:
+                    peak = files.read_number(directory, "memory.max_usage_in_bytes")
+                    counts = [v1.oom_kills(each) for each, _ in files.walk(directory)]
+                    known = [count for count in counts if count is not None]
+                    oom_kills = sum(known) if known else None
+            finally:
+                os.close(directory)
+        return oom_kills, peak, cpu
+
     def statistics(self) -> Statistics:
         """Its counters now; `read_at` is Unix time in seconds.
 

@@ -45,6 +45,11 @@ def local_oom_kills(directory: int) -> int | None:
     return files.read_table(directory, "memory.events.local").get("oom_kill")
 
 
+def cpu_ns(directory: int) -> int | None:
+    """CPU time of the subtree."""
+    return _cpu(directory)["cpu_ns"]
+
+
 def _cpu(directory: int) -> Counters:
     times = files.read_table(directory, "cpu.stat")
     return {
