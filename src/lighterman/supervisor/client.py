@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def _jitter() -> float:
-    return random.uniform(-1, 1)
+    return int.from_bytes(os.urandom(4), "little") / (1 << 31) - 1
 
 
 class Client:
