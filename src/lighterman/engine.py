@@ -120,11 +120,23 @@ class Engine:
         """Take the root, find a runtime, connect to the keeper, take up what lived on.
 
         Raises: NotSupported (no Linux, not root), RootLocked, RuntimeUnavailable, KeeperLost, StoreError.
+        If cancelled: what was begun is undone.
         """
         if sys.platform != "linux":
             raise NotSupported(f"no container runtime for {sys.platform} in this version: use Linux")
         if os.geteuid() != 0:
             raise NotSupported("running containers without root is not supported in this version: run it as root")
+        opening = asyncio.ensure_future(self._open_all())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Half a lock or half a keeper has no undo: only what is whole can be given back.
+            await asyncio.wait((opening,))
+            if opening.exception() is None:
+                await self._give_back()
+            raise
+
+    async def _open_all(self) -> None:
         await asyncio.to_thread(self._root.acquire)
         try:
             self._host = await open_host(self._root, self._wanted_runtime)
