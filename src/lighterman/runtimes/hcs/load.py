@@ -33,16 +33,16 @@ async def load_runtime(
     Raises: RuntimeUnavailable with one line: not Windows, a 32-bit program, too old a build, a feature that is not
         installed, the service not running, not an administrator, a schema that the service does not know.
     """
-    if sys.platform != "win32":
-        raise _unavailable(f"the Host Compute Service is a part of Windows, this is {sys.platform}")
     if struct.calcsize("P") != 8:
         raise _unavailable("the Host Compute Service needs a 64-bit Python")
-    from lighterman.runtimes.hcs.std_windows import WindowsStdPipes
+    if sys.platform == "win32":
+        from lighterman.runtimes.hcs.std_windows import WindowsStdPipes
 
-    facts = host or HostFacts.of_this_host()
-    check_build(facts, binding)
-    runtime = _made(binding, WindowsStdPipes(), owner, hyper_v, pending_updates, clock, facts)
-    return await checked(runtime, binding)
+        facts = host or HostFacts.of_this_host()
+        check_build(facts, binding)
+        runtime = _made(binding, WindowsStdPipes(), owner, hyper_v, pending_updates, clock, facts)
+        return await checked(runtime, binding)
+    raise _unavailable(f"the Host Compute Service is a part of Windows, this is {sys.platform}")
 
 
 def check_build(host: HostFacts, binding: BindingName) -> None:

@@ -116,7 +116,7 @@ class WindowsReadPipe(_Handle):
             return 0
         self._collect()
         try:
-            waiting, _ = _winapi.PeekNamedPipe(self._handle)
+            waiting = int(_winapi.PeekNamedPipe(self._handle)[0])
         except OSError as ended:
             if ended.winerror not in _ENDS:
                 raise

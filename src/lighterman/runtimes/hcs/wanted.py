@@ -247,7 +247,7 @@ def _processor(id: str, windows: dict[str, Any], host: HostFacts, hyper_v: bool)
 def _mounts(document: dict[str, Any], host: HostFacts) -> tuple[tuple[MappedDirectory, ...], tuple[MappedPipe, ...]]:
     directories: list[MappedDirectory] = []
     pipes: list[MappedPipe] = []
-    mounts = document.get("mounts") or ()
+    mounts = document.get("mounts") or []
     if not isinstance(mounts, list):
         raise InvalidSpec("`mounts` of the OCI document is not a list")
     for mount in mounts:
@@ -271,7 +271,7 @@ def _mounts(document: dict[str, Any], host: HostFacts) -> tuple[tuple[MappedDire
 
 
 def _devices(windows: dict[str, Any], host: HostFacts, hyper_v: bool) -> tuple[str, ...]:
-    devices = windows.get("devices") or ()
+    devices = windows.get("devices") or []
     if not devices:
         return ()
     if hyper_v:
