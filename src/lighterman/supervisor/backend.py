@@ -7,7 +7,7 @@ from typing import Protocol
 from lighterman.lifecycle.events import StateInfo
 from lighterman.supervisor.streams import Streams
 
-__all__ = ["Backend"]
+__all__ = ["AttachFailed", "Backend"]
 
 
 class Backend(Protocol):
@@ -21,3 +21,7 @@ class Backend(Protocol):
 
     async def state_changed(self, info: StateInfo) -> None:
         """Hear of a change. What it raises is logged and stops nothing [L26]."""
+
+
+class AttachFailed(Exception):
+    """The backend did not take the streams; its own error is the cause [L14]. Never leaves the supervisor."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal as signals
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ from lighterman import limits
 from lighterman.clock import Clock
 from lighterman.errors import (
     AlreadyClosed,
-    AlreadyExists,
     AlreadyStopped,
     InvalidState,
     LightermanError,
@@ -28,7 +26,7 @@ from lighterman.errors import (
 )
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
-from lighterman.runtimes.base import CreateOption, OomCounters, Runtime
+from lighterman.runtimes.base import CreateOption, Runtime
 from lighterman.runtimes.options import (
     FirstRun,
     Flush,
@@ -38,11 +36,16 @@ from lighterman.runtimes.options import (
     WithRestartPolicy,
 )
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
-from lighterman.supervisor.backend import Backend
-from lighterman.supervisor.delivery import Spawn
+from lighterman.supervisor.answers import fail, succeed
+from lighterman.supervisor.backend import AttachFailed, Backend
+from lighterman.supervisor.closing import Closing
+from lighterman.supervisor.delivery import Spawn, Then
 from lighterman.supervisor.ending import Ending
+from lighterman.supervisor.execs import Execs
 from lighterman.supervisor.process import Process, ProcessEnd
-from lighterman.supervisor.run import ExecLife, Run
+from lighterman.supervisor.run import Run
+from lighterman.supervisor.telling import Teller, how_it_ended
+from lighterman.supervisor.verbs import VerbQueue
 
 __all__ = ["Container", "Surroundings"]
 
@@ -60,14 +63,10 @@ class Surroundings:
     clock: Clock
     watch: Spawn  # a task that ends early when nobody watches any more
     finish: Spawn  # a task that goes on to its end
-    tell: Callable[[StateInfo, Callable[[], Awaitable[None]] | None], None]
+    tell: Callable[[StateInfo, Then | None], None]
     unregister: Callable[[Container], None]
     jitter: Callable[[], float]  # from -1 to 1
     restart_rate: RestartRate | None = None
-
-
-class _AttachFailed(Exception):
-    """The backend did not take the streams; its own error is the cause [L14]."""
 
 
 class Container:
@@ -87,12 +86,22 @@ class Container:
         self._manually_stopped = any(option.manually_stopped for option in options if isinstance(option, FirstRun))
         self._aborted = False
         self._generation = max((option.generation for option in options if isinstance(option, FirstRun)), default=1) - 1
-        self._seq = 0
         self._run: Run | None = None
         self._end: ProcessEnd | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._inbox: deque[tuple[Callable[[Run], Awaitable[None]], asyncio.Future[None]]] = deque()
-        self._poke = asyncio.Event()
+        self._teller = Teller(id, around.tell)
+        self._closing = Closing(id, self._clock)
+        self._verbs = VerbQueue(id, around.watch)
+        self._execs = Execs(
+            id,
+            spec,
+            clock=self._clock,
+            watch=around.watch,
+            finish=around.finish,
+            tell=self._teller,
+            closing=self._closing,
+            attach=self._attach,
+        )
         self._restart_wait: asyncio.Event | None = None
         self._final: asyncio.Future[StateInfo] = asyncio.get_running_loop().create_future()
 
@@ -292,16 +301,7 @@ class Container:
 
     async def add_process(self, name: str, config: ProcessConfig) -> int:
         """Start an exec process and return its pid. Execs start side by side; none waits for another [L03]."""
-        run = self._running()
-        if name in run.execs or name == "init":
-            raise AlreadyExists(f"container {self.id} runs a process {name!r} already")
-        if not config.cwd:
-            config = msgspec.structs.replace(config, cwd=self.spec.process.cwd)
-        life = ExecLife(name)
-        run.execs[name] = life
-        pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        life.task = self._around.watch(self._exec(run, life, config, pid), f"exec {name} in {self.id}")
-        return await asyncio.shield(pid)
+        return await self._execs.add(self._running(), name, config)
 
     def running_system(self) -> Run:
         """The run whose statistics and processes can be asked for. Raises: InvalidState where nothing runs."""
@@ -333,7 +333,7 @@ class Container:
             run = await self._first_run(restore)
             while run is not None:
                 watching = self._around.watch(self._watch(run), f"watch {self.id}")
-                await self._serve_until_exit(run)
+                await self._verbs.serve(run)
                 await watching
                 run = await self._settle(run)
         finally:
@@ -344,13 +344,13 @@ class Container:
     async def _first_run(self, restore: bool) -> Run | None:
         try:
             await (self._restore_run() if restore else self._start_in_own_task())
-        except _AttachFailed as failed:
-            self._fail(failed.__cause__)
+        except AttachFailed as failed:
+            fail(self.started, failed.__cause__ or failed)
             return None
         except Exception as failed:  # noqa: BLE001  whatever it is, who asked for the container is told
-            self._fail(failed)
+            fail(self.started, failed)
             return None
-        self._succeed()
+        succeed(self.started)
         return self._run
 
     async def _start_in_own_task(self) -> None:
@@ -392,7 +392,7 @@ class Container:
             if self._is_servicing:
                 await self._service(run)
                 return
-            await self._attach(run, run.init)
+            await self._attach(run.init)
         except TimeoutError as late:
             first = OperationTimeout(
                 f"container {self.id} had not started after {limits.START_S:g} s", operation="start", container=self.id
@@ -404,7 +404,9 @@ class Container:
             raise
         self._run = run
         self._tell(run, State.START, started_at=run.init.started_at, started_mono=run.init.started_mono)
-        self._close_unwanted_stdin(run.init)
+        if run.init.has_unwanted_stdin:
+            # In a task of its own: a runtime that does not answer must not keep anybody from watching for the exit.
+            self._around.finish(run.init.close_unwanted_stdin(), f"close stdin of {self.id}")
 
     def _options_of_run(self) -> list[CreateOption]:
         return [
@@ -423,17 +425,12 @@ class Container:
             port = await run.system.create_process(self.spec.process)
         return Process("init", port, self.spec.process, self._clock)
 
-    async def _attach(self, run: Run, process: Process) -> None:
+    async def _attach(self, process: Process) -> None:
         assert process.streams is not None
         try:
             await self._around.backend.attach_streams(self.id, process.name, process.streams)
         except Exception as failed:
-            raise _AttachFailed from failed
-
-    def _close_unwanted_stdin(self, process: Process) -> None:
-        # In a task of its own: a runtime that does not answer must not keep anybody from watching for the exit.
-        if process.has_unwanted_stdin:
-            self._around.finish(process.close_unwanted_stdin(), f"close stdin of {process.name} in {self.id}")
+            raise AttachFailed from failed
 
     @property
     def _is_servicing(self) -> bool:
@@ -455,47 +452,12 @@ class Container:
                 await run.system.wait()
         except (LightermanError, TimeoutError) as failed:
             log.warning("servicing container %s: waiting for the system's own end failed: %r", self.id, failed)
-        await self._close_system(run)
+        await self._closing.close_system(run)
 
     async def _undo(self, run: Run, first: BaseException) -> None:
-        """Terminate and close what a failed start has made; the first error stays the one that is raised."""
-
-        async def undo() -> None:
-            await self._end_what_is_left(run, first)
-            await self._close_what_is_left(run)
-
         # In a task of its own: who is cancelled twice, or a client that closes, must not leave half of it.
-        self.cleanup = self._around.finish(undo(), f"undo the start of {self.id}")
+        self.cleanup = self._around.finish(self._closing.undo(run, first), f"undo the start of {self.id}")
         await asyncio.shield(self.cleanup)
-
-    async def _end_what_is_left(self, run: Run, first: BaseException) -> None:
-        try:
-            await run.ending.terminate()
-            if run.init is not None and not run.init.exited.is_set() and not await self._ended_quietly(run.init):
-                log.error("container %s: its program did not end after a failed start", self.id)
-        except Exception as failed:  # noqa: BLE001  the first error is the one to raise
-            log.error("container %s: terminating it after %r failed: %s", self.id, first, failed)
-        else:
-            log.debug("container %s: terminated after %r", self.id, first)
-
-    async def _close_what_is_left(self, run: Run) -> None:
-        if run.init is not None:
-            if run.init.streams is not None:
-                for stream in run.init.streams.readable:
-                    await stream.close()
-            await run.init.close()
-            await run.init.forget()
-        await self._close_system(run)
-
-    async def _ended_quietly(self, process: Process) -> bool:
-        try:
-            async with self._clock.timeout(limits.KILL_WAIT_S):
-                await process.port.wait()
-        except TimeoutError:
-            return False
-        except LightermanError:
-            return True
-        return True
 
     async def _restore_run(self) -> None:
         """Re-attach to what outlived the engine [L06]; what can't be watched any more is ended and told of."""
@@ -515,164 +477,36 @@ class Container:
         try:
             await self._within(limits.START_S, "restore", self._reopen_init(run))
         except Exception as failed:  # noqa: BLE001  whatever it is, the container must not run on with nobody watching
-            await self._end_what_is_left(run, failed)
+            await self._closing.end_what_is_left(run, failed)
             code = await run.init.ask_exit_code() if run.init is not None else None
-            await self._close_what_is_left(run)
+            await self._closing.close_what_is_left(run)
             self._tell_lost(str(failed.__cause__ or failed), run, code)
             return
         assert run.init is not None
         self._run = run
         self._tell(run, State.RESTORE, started_at=run.init.started_at, started_mono=run.init.started_mono)
-        for name in await self._exec_ids(run):
-            await self._restore_exec(run, name)
+        await self._execs.restore(run)
 
     async def _reopen_init(self, run: Run) -> None:
         run.init = Process("init", await run.system.open_process("init"), self.spec.process, self._clock)
         await run.init.connect(self.id, run.generation, self.spec.os_build)
-        await self._attach(run, run.init)
-
-    async def _exec_ids(self, run: Run) -> Sequence[str]:
-        try:
-            return await run.system.exec_ids()
-        except LightermanError as failed:
-            log.warning("container %s: its exec processes can't be listed: %s", self.id, failed)
-            return ()
-
-    async def _restore_exec(self, run: Run, name: str) -> None:
-        life = ExecLife(name)
-        try:
-            life.process = Process(name, await run.system.open_process(name), self.spec.process, self._clock)
-            await life.process.connect(self.id, run.generation, self.spec.os_build)
-            await self._attach(run, life.process)
-        except (LightermanError, _AttachFailed) as failed:
-            log.warning("container %s: exec %s can't be taken up again: %s", self.id, name, failed)
-            return
-        run.execs[name] = life
-        life.task = self._around.watch(self._exec_to_end(run, life, life.process), f"exec {name} in {self.id}")
+        await self._attach(run.init)
 
     async def _watch(self, run: Run) -> None:
         assert run.init is not None
         try:
             self._end = await run.init.watch()
         finally:
-            self._poke.set()
-
-    async def _serve_until_exit(self, run: Run) -> None:
-        """Carry out verbs in their order, until the exit is observed; a verb that hangs does not hide the exit."""
-        assert run.init is not None
-        while not run.ended:
-            await self._poke.wait()
-            self._poke.clear()
-            while self._inbox and not run.ended:
-                act, done = self._inbox.popleft()
-                await self._carry_out(run, act, done)
-        self._refuse_inbox()
-
-    async def _carry_out(self, run: Run, act: Callable[[Run], Awaitable[None]], done: asyncio.Future[None]) -> None:
-        assert run.init is not None
-
-        async def carry_out() -> None:
-            try:
-                await act(run)
-            except asyncio.CancelledError:
-                _fail(done, AlreadyStopped(f"container {self.id} ended meanwhile", container=self.id))
-                raise
-            except Exception as failed:  # noqa: BLE001  belongs to who asked
-                _fail(done, failed)
-            else:
-                _succeed(done)
-
-        verb = self._around.watch(carry_out(), f"verb of {self.id}")
-        exited = asyncio.ensure_future(run.init.exited.wait())
-        try:
-            await asyncio.wait((verb, exited), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            exited.cancel()
-            verb.cancel()
-
-    async def _exec(self, run: Run, life: ExecLife, config: ProcessConfig, pid: asyncio.Future[int]) -> None:
-        """An exec's whole life: start, tell START_PROCESS, watch, tell EXIT_PROCESS."""
-        try:
-            process = await self._start_exec(run, life, config)
-        except BaseException as failed:
-            run.execs.pop(life.name, None)
-            if isinstance(failed, asyncio.CancelledError):
-                _fail(pid, AlreadyStopped(f"container {self.id} ended meanwhile", container=self.id))
-                raise
-            _fail(pid, failed.__cause__ if isinstance(failed, _AttachFailed) and failed.__cause__ else failed)
-            return
-        life.told_start = True
-        self._tell(
-            run,
-            State.START_PROCESS,
-            process=process,
-            started_at=process.started_at,
-            started_mono=process.started_mono,
-        )
-        _succeed(pid, process.pid)
-        self._close_unwanted_stdin(process)
-        await self._exec_to_end(run, life, process)
-
-    async def _start_exec(self, run: Run, life: ExecLife, config: ProcessConfig) -> Process:
-        try:
-            async with self._clock.timeout(limits.EXEC_START_S):
-                port = await run.system.create_process(config, exec_id=life.name)
-        except TimeoutError as late:
-            raise OperationTimeout(
-                f"process {life.name!r} of container {self.id} had not started after {limits.EXEC_START_S:g} s",
-                operation="exec",
-                container=self.id,
-            ) from late
-        process = Process(life.name, port, config, self._clock)
-        try:
-            await process.connect(self.id, run.generation, self.spec.os_build)
-            await self._attach(run, process)
-        except BaseException:
-            # In a task of its own: the container's end gives up what is being started, and must not leave half of it.
-            await asyncio.shield(self._around.finish(self._undo_exec(process), f"undo exec {life.name} in {self.id}"))
-            raise
-        life.process = process
-        return process
-
-    async def _undo_exec(self, process: Process) -> None:
-        await self._kill_exec(process)
-        await self._ended_quietly(process)
-        await process.close()
-        await process.forget()
-
-    async def _exec_to_end(self, run: Run, life: ExecLife, process: Process) -> None:
-        try:
-            end = await process.watch()
-        except asyncio.CancelledError:
-            life.task = None
-            raise
-        self._forget_exec(run, life, end)
-
-    def _forget_exec(self, run: Run, life: ExecLife, end: ProcessEnd) -> None:
-        """[L23]"""
-        assert life.process is not None
-        if run.execs.pop(life.name, None) is None:
-            return
-        how = _how_it_ended(life.process, end)
-        self._tell(run, State.EXIT_PROCESS, process=life.process, then=life.process.forget, **how)
-
-    async def _kill_exec(self, process: Process) -> None:
-        try:
-            async with self._clock.timeout(limits.RUNTIME_CALL_S):
-                await process.port.kill(signals.SIGKILL)
-        except AlreadyStopped:
-            pass
-        except Exception as failed:  # noqa: BLE001  a failing runtime must not keep the exit from being told
-            log.warning("container %s: killing exec %s failed: %r", self.id, process.name, failed)
+            self._verbs.poke()
 
     async def _settle(self, run: Run) -> Run | None:
         """The init process has ended, its output is in safety: end the rest, decide, tell. Returns the next run."""
         assert run.init is not None
         end, self._end = self._end, None
         assert end is not None
-        update_pending = await self._has_pending_updates(run)
-        await self._end_execs(run)
-        counters = await self._oom_counters(run)
+        update_pending = await self._closing.has_pending_updates(run)
+        await self._execs.end(run)
+        counters = await self._closing.counters(run)
         await self._clean_up(run)
         ran_for_s = max(0.0, end.finished_mono - run.init.started_mono)
         decision = self._decide(
@@ -687,7 +521,7 @@ class Container:
             forced=run.restart_reason,
         )
         self._run = None
-        how = _how_it_ended(run.init, end)
+        how = how_it_ended(run.init, end)
         how["update_pending"] = update_pending
         if counters is not None:
             how |= {"oom_killed": bool(counters.oom_kills), **msgspec.structs.asdict(counters)}
@@ -711,76 +545,14 @@ class Container:
             log.error("container %s is not started again: %s", self.id, decision.reason, exc_info=decision.error)
         return decision
 
-    async def _has_pending_updates(self, run: Run) -> bool:
-        try:
-            async with self._clock.timeout(limits.RUNTIME_CALL_S):
-                return await run.system.has_pending_updates()
-        except NotSupported:
-            return False
-        except Exception as failed:  # noqa: BLE001  a failing runtime must not keep the exit from being told
-            log.warning("container %s: asking for pending updates failed: %r", self.id, failed)
-            return False
-
-    async def _oom_counters(self, run: Run) -> OomCounters | None:
-        try:
-            async with self._clock.timeout(limits.RUNTIME_CALL_S):
-                return await run.system.oom_counters()
-        except NotSupported:
-            return None
-        except Exception as failed:  # noqa: BLE001  likewise
-            log.warning("container %s: reading the OOM counters failed: %r", self.id, failed)
-            return None
-
-    async def _end_execs(self, run: Run) -> None:
-        """End the exec processes that are still alive; their ends are told first [L25]."""
-        for life in run.execs.values():
-            if life.process is None and life.task is not None:
-                life.task.cancel()
-        alive = [life.process for life in run.execs.values() if life.process and not life.process.exited.is_set()]
-        await asyncio.gather(*(self._kill_exec(process) for process in alive))
-        tasks = [life.task for life in run.execs.values() if life.task is not None]
-        if not tasks:
-            return
-        try:
-            async with self._clock.timeout(limits.KILL_WAIT_S + limits.DRAIN_S):
-                await asyncio.wait(tasks)
-        except TimeoutError:
-            log.error("container %s: exec processes did not end: %s", self.id, ", ".join(run.execs))
-        for life in list(run.execs.values()):
-            if life.task is not None:
-                life.task.cancel()
-            if life.process is not None and life.told_start:
-                now = ProcessEnd(None, self._clock.mono(), self._clock.wall(), ())
-                self._forget_exec(run, life, now)
-                await life.process.close()
-        run.execs.clear()
-
     async def _clean_up(self, run: Run) -> None:
         """Shut the compute system down and close it; what takes longer than SETTLE_S goes on in the background."""
-        self.cleanup = self._around.finish(self._shut_down_and_close(run), f"clean up {self.id}")
+        self.cleanup = self._around.finish(self._closing.shut_down_and_close(run), f"clean up {self.id}")
         try:
             async with self._clock.timeout(limits.SETTLE_S):
                 await asyncio.shield(self.cleanup)
         except TimeoutError:
             log.warning("container %s: its clean-up takes longer than %g s", self.id, limits.SETTLE_S)
-
-    async def _shut_down_and_close(self, run: Run) -> None:
-        try:
-            await run.ending.shutdown()
-        except Exception as failed:  # noqa: BLE001  likewise
-            log.warning("container %s: shutting it down failed: %s", self.id, failed)
-            run.cleanup_error = failed
-        await self._close_system(run)
-
-    async def _close_system(self, run: Run) -> None:
-        try:
-            async with self._clock.timeout(limits.RUNTIME_CALL_S):
-                await run.system.close()
-        except AlreadyClosed:
-            return
-        except Exception as failed:  # noqa: BLE001  likewise
-            log.warning("container %s: closing it failed: %r", self.id, failed)
-            run.cleanup_error = run.cleanup_error or failed
 
     async def _restart(self, ended: Run, decision: RestartAfter, how: dict[str, Any]) -> Run | None:
         """Wait the back-off and begin the next run; a run that can't be made goes to the decision again [L36]."""
@@ -793,7 +565,7 @@ class Container:
             self._options = tuple(_for_another_run(self._options))
             try:
                 await self._start_in_own_task()
-            except _AttachFailed as failed:
+            except AttachFailed as failed:
                 reason: BaseException | None = failed.__cause__
                 break
             except Exception as failed:  # noqa: BLE001  a run that ended at once, for a reason that is told
@@ -832,12 +604,12 @@ class Container:
         return True
 
     def _leave(self) -> None:
-        self._refuse_inbox()
+        self._verbs.refuse()
         self._around.unregister(self)
         self.gone.set()
         nobody = InvalidState(f"container {self.id} is no longer watched", container=self.id)
-        _fail(self.started, nobody)
-        _fail(self._final, nobody)
+        fail(self.started, nobody)
+        fail(self._final, nobody)
 
     # ---- what the chapters and the verbs share -------------------------------------------------------------------
 
@@ -854,10 +626,7 @@ class Container:
         async def bounded(run: Run) -> None:
             await self._within(limit_s, "verb", act(run))
 
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.append((bounded, done))
-        self._poke.set()
-        await asyncio.shield(done)
+        await self._verbs.ask(bounded)
 
     async def _within(self, limit_s: float | None, operation: str, call: Awaitable[T]) -> T:
         """A call of the runtime that has to end: one that hangs must not hang who asked, nor who comes next."""
@@ -883,20 +652,15 @@ class Container:
             try:
                 await act
             except asyncio.CancelledError:
-                _fail(done, InvalidState(f"container {self.id} is no longer watched", container=self.id))
+                fail(done, InvalidState(f"container {self.id} is no longer watched", container=self.id))
                 raise
             except Exception as failed:  # noqa: BLE001  belongs to who asked
-                _fail(done, failed)
+                fail(done, failed)
             else:
-                _succeed(done)
+                succeed(done)
 
         self._around.finish(carry_out(), name)
         await asyncio.shield(done)
-
-    def _refuse_inbox(self) -> None:
-        while self._inbox:
-            _, done = self._inbox.popleft()
-            _fail(done, AlreadyStopped(f"container {self.id} ended meanwhile", container=self.id))
 
     def _abort(self) -> bool:
         """End a start that is under way, or that waits for the old run's clean-up; False when it has started."""
@@ -915,12 +679,6 @@ class Container:
         self._restart_wait.set()
         return True
 
-    def _succeed(self) -> None:
-        _succeed(self.started)
-
-    def _fail(self, failed: BaseException | None) -> None:
-        _fail(self.started, failed or InvalidState(f"container {self.id} was not started"))
-
     def _tell_exit(self, run: Run | None, how: dict[str, Any]) -> None:
         """The id is free when EXIT is told: a backend may create it anew while it hears of it [L01, L24]."""
         self._around.unregister(self)
@@ -931,64 +689,14 @@ class Container:
         how: dict[str, Any] = {"exit_code": -1, "exit_code_known": False}
         if run is not None and run.init is not None and code is not None:
             finished = (code.finished_mono or self._clock.mono(), code.finished_at or self._clock.wall())
-            how = _how_it_ended(run.init, ProcessEnd(code, *finished, ()))
+            how = how_it_ended(run.init, ProcessEnd(code, *finished, ()))
         self._tell_exit(run, how | {"reason": reason})
 
-    def _tell(
-        self,
-        run: Run | None,
-        state: State,
-        *,
-        process: Process | None = None,
-        then: Callable[[], Awaitable[None]] | None = None,
-        **fields: Any,
-    ) -> StateInfo:
-        """The only door: every change that anybody hears of is made here, in order.
-
-        Args: then: what may happen once the backend has heard of it without an error.
-        """
-        process = process or (run.init if run else None)
-        self._seq += 1
-        info = StateInfo(
-            state=state,
-            container_id=self.id,
-            generation=run.generation if run else self._generation,
-            seq=self._seq,
-            process_id=process.name if process else "init",
-            pid=process.pid if process else 0,
-            **fields,
-        )
-        self._around.tell(info, then)
-        return info
-
-
-def _how_it_ended(process: Process, end: ProcessEnd) -> dict[str, Any]:
-    code = end.code or ExitCode(code=-1)
-    return {
-        "exit_code": code.code,
-        "exit_code_known": end.code is not None,
-        "signal": code.signal,
-        "reason": code.reason if end.code is not None else process.unknown,
-        "drained": end.drained,
-        # A program can have ended before the runtime that started it has returned.
-        "started_at": min(process.started_at, end.finished_at),
-        "finished_at": end.finished_at,
-        "started_mono": min(process.started_mono, end.finished_mono),
-        "finished_mono": end.finished_mono,
-    }
+    def _tell(self, run: Run | None, state: State, *, then: Then | None = None, **fields: Any) -> StateInfo:
+        generation, process = (run.generation, run.init) if run is not None else (self._generation, None)
+        return self._teller(generation, state, process, then=then, **fields)
 
 
 def _for_another_run(options: Sequence[CreateOption]) -> list[CreateOption]:
     kept = [option for option in options if not isinstance(option, WithCheckpoint)]
     return [Flush(ignore_flushes_during_boot=False) if isinstance(option, Flush) else option for option in kept]
-
-
-def _succeed(done: asyncio.Future[Any], value: Any = None) -> None:
-    if not done.done():
-        done.set_result(value)
-
-
-def _fail(done: asyncio.Future[Any], failed: BaseException) -> None:
-    if not done.done():
-        done.set_exception(failed)
-        done.exception()  # who asked may have been cancelled meanwhile
