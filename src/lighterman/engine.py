@@ -357,6 +357,7 @@ class Engine:
         finally:
             record.starting = 0
             entry.starting = False
+            entry.output_of.let_go_soon()
 
     async def _start(self, entry: Entry) -> None:
         record = entry.record
@@ -488,6 +489,8 @@ class Engine:
             sink = await life.log.open_run(1, takeover=entry.restoring)
             output = life.output_of
         output.sink, output.terminal = sink, streams.terminal
+        if entry.starting and process_id == "init":
+            output.hold()
         take_output(streams, sink)
         if streams.stdin is not None:
             output.stdin = StdinWriter(streams.stdin, self._tasks.watch)

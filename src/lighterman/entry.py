@@ -14,7 +14,7 @@ from lighterman.lifecycle.restart import RestartRule
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import read_frames
-from lighterman.logs.sink import OutputSink, StreamEnd
+from lighterman.logs.sink import OutputSink, Pin, StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.record import Record
 from lighterman.spec import ExitRecord, ProcessConfig
@@ -33,6 +33,20 @@ class Output:
         self.stdin: StdinWriter | None = None
         self.terminal = False
         self._readers: dict[int, LogStream] = {}
+        self._held: Pin | None = None
+
+    def hold(self) -> None:
+        """Let nothing be rotated away before `let_go_soon`: who starts it and reads at once must miss nothing."""
+        assert self.sink is not None
+        self._held = self.sink.pin(self.sink.progress)
+
+    def let_go_soon(self, turns: int = 3) -> None:
+        """End `hold`, some turns of the loop from now: whoever waited for the start has begun to read by then."""
+        if turns and self._held is not None:
+            asyncio.get_running_loop().call_soon(self.let_go_soon, turns - 1)
+        elif self._held is not None:
+            self._held.release()
+            self._held = None
 
     def reader(self, stream: int, whose: str) -> LogStream:
         """The one reader of a stream, made at the first call: until then nobody can hold the program up."""
@@ -47,6 +61,7 @@ class Output:
 
     def close(self) -> None:
         """Let go of the readers' places."""
+        self.let_go_soon(0)
         for reader in self._readers.values():
             reader.close()
 

@@ -130,6 +130,14 @@ def test_a_slow_consumer_gets_every_byte() -> None:
         assert (total, started.stderr.read(), started.wait(60)) == (count, b"done\n", 0)
 
 
+def test_a_flood_from_the_first_moment_on_loses_nothing() -> None:
+    """More than the log keeps may be written before the start is known to have gone well."""
+    small = {"LIGHTERMAN_SEGMENT_BYTES": "65536", "LIGHTERMAN_SEGMENT_FILES": "2"}
+    for _ in range(5):
+        done = lighterman("run", "busybox", "head", "-c", "20000000", "/dev/zero", env={**os.environ, **small})
+        assert (done.returncode, len(done.stdout), done.stderr) == (0, 20_000_000, b"")
+
+
 def _waits_for_a_pipe(pid: int) -> bool:
     try:
         return "pipe" in Path(f"/proc/{pid}/wchan").read_text()
