@@ -53,7 +53,7 @@ def test_what_an_engine_left_behind_a_quiet_terminal_is_moved_at_once(tmp_path: 
     loop = Watched()
     with terminal_row() as (row, _):
         os.write(row.held["console_pipe_w"], b"left between the two splices")
-        mover = Mover(row, (str(tmp_path / "log"), 10_000, 2), loop.watch, loop.unwatch)
+        mover = Mover(row, (str(tmp_path / "log"), 10_000, 2, "block"), loop.watch, loop.unwatch)
         try:
             assert text_in(tmp_path / "log") == b"left between the two splices"
         finally:
@@ -74,7 +74,7 @@ def test_a_quiet_terminal_after_a_full_disk_is_moved_by_the_retry(
 
     monkeypatch.setattr(SegmentWriter, "_begin", refuse)
     with terminal_row() as (row, slave):
-        mover = Mover(row, (str(tmp_path / "log"), 10_000, 2), loop.watch, loop.unwatch)
+        mover = Mover(row, (str(tmp_path / "log"), 10_000, 2, "block"), loop.watch, loop.unwatch)
         try:
             os.write(slave, b"then silence")
             loop.callbacks[row.held["console"]](1)

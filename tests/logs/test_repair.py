@@ -153,8 +153,9 @@ def test_opening_a_long_file_reads_one_block(tmp_path: Path) -> None:
 
 
 WRITER = """
-import importlib.util as u, os, select, sys
-spec = u.spec_from_file_location("segments", sys.argv[1]); s = u.module_from_spec(spec); spec.loader.exec_module(s)
+import os, select, sys
+package = sys.modules["keeper"] = type(sys)("keeper"); package.__path__ = [sys.argv[1].rpartition("/")[0]]
+import keeper.segments as s
 fds = {int(sys.argv[3]): 1, int(sys.argv[4]): 2}
 writer = s.SegmentWriter(sys.argv[2], 300_000, 1000)
 poll = select.poll()

@@ -34,11 +34,15 @@ class MountPlan(msgspec.Struct, frozen=True):
 
 
 class SegmentPlan(msgspec.Struct, frozen=True):
-    """Where the keeper puts output while no engine is connected: at most `max_files` files of `max_bytes` each."""
+    """Where the keeper puts output while no engine is connected: at most `max_files` files of `max_bytes` each.
+
+    `policy` says what happens when the disk refuses (see `segments.py`).
+    """
 
     directory: str
     max_bytes: int
     max_files: int
+    policy: str = "block"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -341,7 +345,12 @@ def _spawn_body(job: Job) -> tuple[dict[str, object], list[int]]:
     segments = None
     if job.segments is not None:
         plan = job.segments
-        segments = {"dir": plan.directory, "max_bytes": plan.max_bytes, "max_files": plan.max_files}
+        segments = {
+            "dir": plan.directory,
+            "max_bytes": plan.max_bytes,
+            "max_files": plan.max_files,
+            "policy": plan.policy,
+        }
     body: dict[str, object] = {
         "job": job.job,
         "argv": job.argv,

@@ -24,7 +24,9 @@ Watch = Callable[[int, int, Callable[[int], None]], None]
 class Mover:
     """The output of one job: which descriptors, and the writer that they share."""
 
-    def __init__(self, row: Row, segments: tuple[str, int, int], watch: Watch, unwatch: Callable[[int], None]) -> None:
+    def __init__(
+        self, row: Row, segments: tuple[str, int, int, str], watch: Watch, unwatch: Callable[[int], None]
+    ) -> None:
         self._row = row
         self._segments = segments
         self._watch = watch
@@ -79,7 +81,7 @@ class Mover:
         except BlockingIOError:
             return
         except OSError:
-            # A full disk: the container waits, as it does under the policy `block`; nothing is lost meanwhile.
+            # A full disk: the container waits; nothing is lost meanwhile.
             self._suspend()
             self.retry_at = monotonic() + _RETRY_S
             return
@@ -92,7 +94,23 @@ class Mover:
             self._watched.discard(fd)
             del self._sources[fd]
             if not self._sources:
+                self._tell_dropped()
                 self.stop()
+
+    def retry(self) -> None:
+        """What could not be written, or told of, may be now."""
+        self.retry_at = None
+        self.resume()
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        if self._writer is None or not self._writer.untold:
+            return
+        try:
+            self._writer.tell_dropped()
+        except OSError:
+            # Its slot has the number, for whoever writes or reads here next.
+            self.retry_at = monotonic() + _RETRY_S
 
     def _stuck_halfway(self) -> bool:
         """Whether output has left the terminal and has not reached the file."""
@@ -109,11 +127,23 @@ class Mover:
             from .segments import SegmentWriter
 
             self._writer = SegmentWriter(*self._segments)
+        while True:
+            try:
+                return self._splice(self._writer, fd) == 0
+            except BlockingIOError:
+                raise
+            except OSError:
+                pipe = fd if self._through is None else self._through[0]
+                if self._writer.give_way(self._sources[fd], pipe, PIECE_BYTES):
+                    self.retry_at = self.retry_at or monotonic() + _RETRY_S
+                    return False
+
+    def _splice(self, writer: SegmentWriter, fd: int) -> int:
         if self._through is not None:
-            return self._writer.splice_through(_STDOUT, fd, *self._through, PIECE_BYTES) == 0
-        if self._writer.owed is not None and self._writer.owed[0] != self._sources[fd]:
-            self._complete(self._writer, *self._writer.owed)
-        return self._writer.splice(self._sources[fd], fd, PIECE_BYTES) == 0
+            return writer.splice_through(_STDOUT, fd, *self._through, PIECE_BYTES)
+        if writer.owed is not None and writer.owed[0] != self._sources[fd]:
+            self._complete(writer, *writer.owed)
+        return writer.splice(self._sources[fd], fd, PIECE_BYTES)
 
     def _complete(self, writer: SegmentWriter, stream: int, missing: int) -> None:
         """Finish the other stream's frame; its pipe holds the very bytes, unless that stream has ended."""
@@ -155,4 +185,4 @@ class Output:
     def retry(self, now: float) -> None:
         for mover in self._movers.values():
             if mover.retry_at is not None and mover.retry_at <= now:
-                mover.resume()
+                mover.retry()

@@ -8,6 +8,8 @@ MAX_TIMEOUT_S = 86400.0
 MAX_OPAQUE_BYTES = 16384
 MAX_CHILD_FD = 63
 HELD_NAMES_LIMIT = 16
+# Those of `segments.py`, which a keeper whose engine is there does not load; the default first.
+POLICIES = ("block", "drop-oldest", "drop-newest")
 
 
 class Refused(Exception):
@@ -152,11 +154,14 @@ def _opaque(body: dict[str, object], key: str) -> bytes:
     return value
 
 
-def _segments(body: dict[str, object]) -> tuple[str, int, int] | None:
+def _segments(body: dict[str, object]) -> tuple[str, int, int, str] | None:
     if body.get("segments") is None:
         return None
     plan = _dict(body, "segments")
-    return _path(plan, "dir"), number(plan, "max_bytes"), number(plan, "max_files")
+    policy = plan.get("policy", POLICIES[0])
+    if policy not in POLICIES:
+        raise Refused(INVALID, f"policy {policy!r:.40}: must be one of {', '.join(POLICIES)}")
+    return _path(plan, "dir"), number(plan, "max_bytes"), number(plan, "max_files"), str(policy)
 
 
 def _texts(values: list[object], key: str) -> list[str]:

@@ -1,13 +1,14 @@
 """Log segments, the writing side: output goes from a pipe into files, exactly, whoever is killed in between.
 
-Standard library only, and none of its expensive parts: the keeper loads this file by its path, without the package.
+Standard library only, and none of its expensive parts: the keeper loads this file without the package.
 
 A directory holds the output of one run of one process, in files `segment-OFFSET.log` (20 digits), each a row of frames:
 
     offset  size  field     why
     0       4     magic     b"LMS1"; the digit is the version of this layout
     4       1     stream    1 stdout, 2 stderr
-    5       1     flags     COPIED: the payload never was in a pipe, so a short one can't be completed
+    5       1     flags     COPIED: the payload never was in a pipe, so a short one can't be completed;
+                            DROPPED: there is no payload, its bytes were dropped (see "Policies")
     6       2     reserved  0
     8       4     length    of the payload, 1 or more
     12      4     checksum  CRC-32 of the other 28 bytes. The payload has none: splice(2) never shows it to us
@@ -22,6 +23,15 @@ So reading can begin at any multiple of BLOCK: the end of a file is found by wal
 offset by bisection, and damage costs no more than its block. Scanning for the magic would let a container forge frames.
 
 Safe against the death of any process of ours, not against loss of power (nothing here calls fsync).
+
+Policies say what happens when the file system refuses output (no room, a quota, an error), or when a reader that may
+lose nothing is further behind than the files may grow:
+
+    block        output waits in its pipe, and with it the program, once the pipe is full
+    drop-newest  output is taken from the pipe and dropped; a DROPPED frame tells how much, as soon as it can be written
+    drop-oldest  the oldest files go, those of earlier runs first; when none are left, as drop-newest
+
+A disk that is only slow makes the writer wait in the kernel, and refuses nothing.
 """
 
 import errno
@@ -33,10 +43,19 @@ from termios import FIONREAD
 from time import time_ns
 from zlib import crc32
 
+from .drops import DropSlot
+from .drops import read_untold as read_untold
+
 STDOUT = 1
 STDERR = 2
 
 COPIED = 1
+DROPPED = 2
+
+BLOCK_WRITER = "block"
+DROP_NEWEST = "drop-newest"
+DROP_OLDEST = "drop-oldest"
+POLICIES = (BLOCK_WRITER, DROP_OLDEST, DROP_NEWEST)
 
 MAGIC = b"LMS1"
 _FIELDS = Struct("<4sBBHIIQQ")
@@ -58,6 +77,7 @@ _DIGITS = 20
 _NONBLOCK = 2
 # What a write to a pipe moves whole or not at all (PIPE_BUF).
 _ATOMIC = 4096
+_MAX_MARKED = 2**32 - 1
 
 
 def segment_name(offset: int) -> str:
@@ -98,12 +118,19 @@ def unpack_header(
     `position` is its place in the file: a length that would cross a block can only be damage.
     """
     magic, stream, flags, _, length, checksum, offset, time = _FIELDS.unpack_from(buffer, at)
-    if magic != MAGIC or length == 0 or length > room_at(position) or stream not in (STDOUT, STDERR):
+    if magic != MAGIC or length == 0 or stream not in (STDOUT, STDERR):
+        return None
+    if length > room_at(position) and not flags & DROPPED:
         return None
     before = _BEFORE_CHECKSUM.pack(magic, stream, flags, _, length)
     if crc32(_AFTER_CHECKSUM.pack(offset, time), crc32(before)) != checksum:
         return None
     return stream, flags, length, offset, time
+
+
+def payload_bytes(flags: int, length: int) -> int:
+    """How much of a frame of that length is in the file."""
+    return 0 if flags & DROPPED else length
 
 
 def room_at(position: int) -> int:
@@ -142,6 +169,8 @@ class SegmentWriter:
         end: payload bytes of all complete frames so far; the offset of the next frame. Survives rotation and reopening.
         owed: (stream, bytes) that the last frame lacks, or None. They are the next bytes of that stream's pipe.
         keep_from: the lowest offset that a reader still needs, or None. Files from there on are not deleted.
+        policy: one of POLICIES. Under all but `block` the directory and a slot in it are made at once.
+        evicted: payload bytes deleted before their time, to make room.
     """
 
     __slots__ = (
@@ -150,18 +179,26 @@ class SegmentWriter:
         "_flags",
         "_max_bytes",
         "_max_files",
+        "_null",
         "_position",
+        "_slot",
         "_starts",
         "_time",
         "_written",
         "end",
+        "evicted",
         "keep_from",
         "owed",
+        "policy",
     )
 
-    def __init__(self, directory: str, max_bytes: int, max_files: int) -> None:
+    def __init__(self, directory: str, max_bytes: int, max_files: int, policy: str = BLOCK_WRITER) -> None:
         """Open. `max_bytes` bounds one file, `max_files` their number (one more while `keep_from` holds the oldest)."""
         self._directory = directory
+        self.policy = policy
+        self.evicted = 0
+        self._slot: DropSlot | None = None
+        self._null = -1
         self._max_bytes = max(max_bytes, MIN_FILE_BYTES)
         self._max_files = max(max_files, 1)
         self._fd = -1
@@ -173,12 +210,14 @@ class SegmentWriter:
         self.owed: tuple[int, int] | None = None
         self.keep_from: int | None = None
         self._starts = list_segments(directory)
-        if self._starts:
-            try:
+        try:
+            if self._starts:
                 self._reopen(self._starts[-1])
-            except BaseException:
-                self.close()
-                raise
+            if policy != BLOCK_WRITER:
+                self._open_slot()
+        except BaseException:
+            self.close()
+            raise
 
     # ---- what callers do ----
 
@@ -251,6 +290,64 @@ class SegmentWriter:
                 raise
         return done
 
+    def give_way(self, stream: int, fd: int, max_bytes: int) -> int:
+        """Do what the policy says, when output of a pipe could not be written.
+
+        Returns: how many bytes were dropped from the pipe; 0 if room was made, and writing is worth another try.
+        Raises: BlockingIOError if there is nothing to drop; OSError, as the policy `block` always does.
+        """
+        if self.policy == DROP_OLDEST and self._make_room():
+            return 0
+        if self.policy == BLOCK_WRITER:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.drop(stream, fd, max_bytes)
+
+    def drop(self, stream: int, fd: int, max_bytes: int) -> int:
+        """Take up to `max_bytes` out of a pipe and drop them, counted. As `splice`, whichever stream is owed."""
+        # Loses nothing: the rest of that frame is still in its pipe.
+        self.cut()
+        count = min(buffered(fd), max_bytes)
+        if count <= 0:
+            if max_bytes <= 0 or not at_end(fd):
+                raise BlockingIOError(errno.EAGAIN, "the pipe is empty")
+            return 0
+        # Counted first: killed in between, they are counted and still delivered, and never the other way round.
+        self._open_slot().add(stream, count, self.end)
+        if self._null < 0:
+            self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        dropped = 0
+        while dropped < count:
+            dropped += os.splice(fd, self._null, count - dropped, flags=_NONBLOCK)
+        return dropped
+
+    def drop_through(self, stream: int, tty_fd: int, pipe_r: int, pipe_w: int, max_bytes: int) -> int:
+        """As `drop`, for a terminal (see `splice_through`)."""
+        if not buffered(pipe_r) and _tty_to_pipe(tty_fd, pipe_w, max_bytes) == 0:
+            return 0
+        return self.drop(stream, pipe_r, max_bytes)
+
+    def tell_dropped(self) -> None:
+        """Put markers into the log for what was dropped; whatever is written next does it by itself."""
+        slot = self._slot
+        if slot is None:
+            return
+        for stream, count in zip((STDOUT, STDERR), slot.untold, strict=True):
+            while count > 0:
+                marked = min(count, _MAX_MARKED)
+                self._mark(stream, marked)
+                slot.told(stream, marked)
+                count -= marked
+
+    @property
+    def untold(self) -> int:
+        """Bytes that were dropped, and of which the log does not tell yet."""
+        return sum(self._slot.untold) if self._slot is not None else 0
+
+    @property
+    def dropped(self) -> int:
+        """All bytes that were dropped in this run."""
+        return self._slot.total if self._slot is not None else 0
+
     def cut(self) -> None:
         """End the owed frame where it is: its pipe is gone. What the file has of it stays."""
         if self.owed is None:
@@ -282,7 +379,15 @@ class SegmentWriter:
         self._delete_beyond(self._max_files)
 
     def close(self) -> None:
-        """Close the file. An owed frame stays owed, for the next writer of this directory."""
+        """Close the files. An owed frame stays owed, for the next writer of this directory."""
+        self._close_file()
+        if self._slot is not None:
+            self._slot.close()
+        if self._null >= 0:
+            null, self._null = self._null, -1
+            os.close(null)
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -292,6 +397,7 @@ class SegmentWriter:
     def _settle(self, stream: int) -> None:
         """Make way for a frame of this stream, or let it complete its own."""
         if self.owed is None:
+            self.tell_dropped()
             return
         if self._flags & COPIED:
             self.cut()
@@ -300,21 +406,36 @@ class SegmentWriter:
 
     def _begin(self, stream: int, flags: int, length: int) -> int:
         """Write the header of a frame of up to `length` bytes; from here on they are owed. Returns how many."""
+        position = self._place()
+        length = min(length, room_at(position), self._max_bytes - position - HEADER_BYTES)
+        self._time = self._put_header(stream, flags, length, position)
+        self._position = position
+        self._written = 0
+        self._flags = flags
+        self.owed = (stream, length)
+        return length
+
+    def _mark(self, stream: int, count: int) -> None:
+        """One frame that tells of dropped bytes, which count in the offsets as all others do."""
+        position = self._place()
+        self._put_header(stream, DROPPED, count, position)
+        self._position = position + HEADER_BYTES
+        self.end += count
+
+    def _place(self) -> int:
+        """Where the next frame begins, in a new file if this one is full."""
         position = frame_position(self._position)
         if self._fd < 0 or position + HEADER_BYTES >= self._max_bytes:
             self._rotate()
-            position = 0
-        length = min(length, room_at(position), self._max_bytes - position - HEADER_BYTES)
+            return 0
+        return position
+
+    def _put_header(self, stream: int, flags: int, length: int, position: int) -> int:
         time = time_ns()
         if os.pwrite(self._fd, pack_header(stream, flags, length, self.end, time), position) != HEADER_BYTES:
             os.ftruncate(self._fd, position)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._position = position
-        self._written = 0
-        self._flags = flags
-        self._time = time
-        self.owed = (stream, length)
-        return length
+        return time
 
     def _fill(self, fd: int, limit: int) -> int:
         """Move payload into the owed frame. Returns 0 if the pipe turned out to be empty."""
@@ -366,22 +487,50 @@ class SegmentWriter:
         path = f"{self._directory}/{segment_name(start)}"
         # Not O_APPEND: splice(2) refuses it.
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self.close()
+        self._close_file()
         self._fd = fd
+
+    def _open_slot(self) -> DropSlot:
+        if self._slot is None:
+            self._slot = DropSlot(self._directory, self.end)
+        return self._slot
+
+    def _make_room(self) -> bool:
+        """Delete the oldest output of this container there is. Returns False if there is none."""
+        parent, _, name = self._directory.rpartition("/")
+        if name.isascii() and name.isdigit():
+            for run in _earlier_runs(parent, int(name)):
+                if delete_oldest(f"{parent}/{run}"):
+                    return True
+        if not self._starts or self._starts[0] == self.end:
+            return False
+        self.cut()
+        if len(self._starts) == 1:
+            # The file that is being written: who reads it keeps it open, and goes on in the new one.
+            self._open(self.end, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            self._starts.append(self.end)
+            self._position = 0
+        self.evicted += self._starts[1] - self._starts[0]
+        self._delete_first()
+        return True
+
+    def _delete_first(self) -> None:
+        # From the list first: a reader in another thread looks for what is there.
+        oldest = self._starts.pop(0)
+        try:
+            os.unlink(f"{self._directory}/{segment_name(oldest)}")
+        except OSError as error:
+            # Somebody who tidied up was faster: gone is what was wanted.
+            if error.errno != errno.ENOENT:
+                self._starts.insert(0, oldest)
+                raise
 
     def _delete_beyond(self, count: int) -> None:
         while len(self._starts) > max(count, 0):
-            oldest = self._starts[0]
             ends = self._starts[1] if len(self._starts) > 1 else self.end
             if self.keep_from is not None and ends > self.keep_from:
                 return
-            try:
-                os.unlink(f"{self._directory}/{segment_name(oldest)}")
-            except OSError as error:
-                # Somebody who tidied up was faster: gone is what was wanted.
-                if error.errno != errno.ENOENT:
-                    raise
-            del self._starts[0]
+            self._delete_first()
 
     def _reopen(self, start: int) -> None:
         self._open(start, os.O_RDWR)
@@ -395,7 +544,7 @@ class SegmentWriter:
         if end is None:
             # Go on in a new file, whose name must be new. How much payload the damage hides can't be known; the size
             # of the file is the upper bound.
-            self.close()
+            self._close_file()
             self.end = max(self.end, start) + max(size, 1)
         elif self.owed is not None and self._flags & COPIED:
             self.cut()
@@ -414,7 +563,8 @@ class SegmentWriter:
                 return None
             stream, flags, length, offset, time = header
             present = len(data) - (position - block) - HEADER_BYTES
-            if present < length:
+            payload = payload_bytes(flags, length)
+            if present < payload:
                 self.end = offset
                 self._position = position
                 self._written = present
@@ -423,9 +573,36 @@ class SegmentWriter:
                 self.owed = (stream, length - present)
                 return size
             self.end = offset + length
-            self._position = position + HEADER_BYTES + length
+            self._position = position + HEADER_BYTES + payload
             position = frame_position(self._position)
         return size
+
+
+def delete_oldest(directory: str) -> bool:
+    """Delete the oldest file of a run that has ended; an empty one stays, named after the offset at its end.
+
+    Returns: False if there is nothing to delete. Raises: OSError.
+    """
+    starts = list_segments(directory)
+    if len(starts) == 1:
+        writer = SegmentWriter(directory, MIN_FILE_BYTES, 1)
+        try:
+            writer.cut()
+        finally:
+            writer.close()
+        if writer.end != starts[0]:
+            fd = os.open(f"{directory}/{segment_name(writer.end)}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.close(fd)
+            starts.append(writer.end)
+    if len(starts) < 2:
+        return False
+    os.unlink(f"{directory}/{segment_name(starts[0])}")
+    return True
+
+
+def _earlier_runs(directory: str, before: int) -> "list[int]":
+    names = [name for name in os.listdir(directory) if name.isascii() and name.isdigit()]
+    return sorted(run for run in map(int, names) if run < before)
 
 
 def _read_all(fd: int, position: int, count: int) -> bytes:

@@ -36,7 +36,7 @@ class Row:
         job: str,
         slot: int,
         held: dict[str, int],
-        segments: tuple[str, int, int] | None,
+        segments: tuple[str, int, int, str] | None,
         recipe: bytes,
         meta: bytes,
     ) -> None:
@@ -117,7 +117,7 @@ class Table:
         job: str,
         slot: int,
         held: dict[str, int],
-        segments: tuple[str, int, int] | None,
+        segments: tuple[str, int, int, str] | None,
         recipe: bytes,
         meta: bytes,
     ) -> Row:

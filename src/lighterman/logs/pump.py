@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from lighterman import limits
 from lighterman.errors import AlreadyClosed
-from lighterman.keeper.segments import SegmentWriter, at_end, buffered
+from lighterman.keeper.segments import BLOCK_WRITER, SegmentWriter, at_end, buffered
 from lighterman.logs.sink import OutputSink, Source, StreamEnd
 
 __all__ = ["OutputPump"]
@@ -62,16 +62,21 @@ class OutputPump:
     # ---- the loop's side ----
 
     def open(
-        self, directory: str, max_bytes: int = limits.SEGMENT_BYTES, max_files: int = limits.SEGMENT_FILES
+        self,
+        directory: str,
+        max_bytes: int = limits.SEGMENT_BYTES,
+        max_files: int = limits.SEGMENT_FILES,
+        policy: str = BLOCK_WRITER,
     ) -> OutputSink:
-        """The sink of one run of one process. Creates nothing on disk before the first byte.
+        """The sink of one run of one process. Creates nothing on disk before the first byte, under the policy `block`.
 
-        A directory that has segments is continued after a repair, which reads up to 256 KiB: then call it in a thread.
+        A directory that has segments is continued after a repair, which reads up to 256 KiB: then, and under the other
+        policies, call it in a thread.
         Raises: AlreadyClosed; OSError.
         """
         if self._closed:
             raise AlreadyClosed("the output pump is closed")
-        return OutputSink(self, directory, SegmentWriter(directory, max_bytes, max_files))
+        return OutputSink(self, directory, SegmentWriter(directory, max_bytes, max_files, policy))
 
     def start(self) -> None:
         """Start the thread; the first sink does it by itself. Again is nothing."""
@@ -166,10 +171,7 @@ class OutputPump:
         writer.keep_from = sink.needed_from()
         limit = PIECE_BYTES if source.left is None else min(PIECE_BYTES, source.left)
         try:
-            if source.pipe is None:
-                moved = writer.splice(source.stream, source.fd, limit)
-            else:
-                moved = writer.splice_through(source.stream, source.fd, *source.pipe, limit)
+            moved = self._move(source, limit)
         except BlockingIOError:
             self._nothing_there(source)
             return 0
@@ -188,8 +190,9 @@ class OutputPump:
                 self._pause(source)
                 self._retry_in(HANGUP_RETRY_S, lambda: self._resume(source))
             return 0
-        sink.error = None
-        sink.retry_s = 0.0
+        if not sink.dropping:
+            sink.error = None
+            sink.retry_s = 0.0
         sink.progress = source.progress = writer.end
         self._note(sink)
         if source.left is not None:
@@ -202,6 +205,80 @@ class OutputPump:
             # It got stuck halfway, and the next try will tell why.
             moved += self._serve(source)
         return moved
+
+    def _move(self, source: Source, limit: int) -> int:
+        """One piece into the segments, or away from there. Raises: as `SegmentWriter.splice`."""
+        sink, writer = source.sink, source.sink.writer
+        if source.pipe is not None:
+            return self._move_through(source, *source.pipe, limit)
+        if sink.dropping:
+            return writer.drop(source.stream, source.fd, limit)
+        while True:
+            try:
+                return writer.splice(source.stream, source.fd, limit)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                moved = self._give_way(sink, source.stream, source.fd, limit, error)
+                if moved:
+                    return moved
+
+    def _move_through(self, source: Source, pipe_r: int, pipe_w: int, limit: int) -> int:
+        sink, writer = source.sink, source.sink.writer
+        if sink.dropping:
+            return writer.drop_through(source.stream, source.fd, pipe_r, pipe_w, limit)
+        while True:
+            try:
+                return writer.splice_through(source.stream, source.fd, pipe_r, pipe_w, limit)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                moved = self._give_way(sink, source.stream, pipe_r, limit, error)
+                if moved:
+                    return moved
+
+    def _give_way(self, sink: OutputSink, stream: int, fd: int, limit: int, error: OSError) -> int:
+        """Room was made, or so many bytes were dropped. Raises: the error that was there, under `block`."""
+        if sink.policy == BLOCK_WRITER:
+            raise error
+        moved = sink.writer.give_way(stream, fd, limit)
+        if moved:
+            self._begin_dropping(sink, error)
+        return moved
+
+    def _begin_dropping(self, sink: OutputSink, error: OSError | None) -> None:
+        """For a while; then it is seen whether the disk, or the reader, can take something again."""
+        if not sink.dropping:
+            if sink.retry_s == 0:
+                log.warning("%s: output is dropped: %s", sink.directory, error or "a reader is too far behind")
+            sink.dropping = True
+            sink.retry_s = min(max(2 * sink.retry_s, RETRY_FIRST_S), RETRY_MAX_S)
+            self._retry_in(sink.retry_s, lambda: self._end_dropping(sink))
+        sink.error = error
+        self._note(sink)
+
+    def _end_dropping(self, sink: OutputSink) -> None:
+        """Tell how much it was, if that can be written now."""
+        if not sink.dropping or sink.ended:
+            return
+        sink.dropping = False
+        try:
+            if self._still_overfull(sink):
+                self._begin_dropping(sink, None)
+                return
+            sink.writer.tell_dropped()
+        except OSError as failed:
+            self._begin_dropping(sink, failed)
+            return
+        self._count_told(sink)
+
+    def _count_told(self, sink: OutputSink) -> None:
+        sink.error = None
+        sink.progress = sink.writer.end
+        for source in tuple(sink.sources.values()):
+            if source.end is None:
+                source.progress = sink.progress
+        self._note(sink)
 
     def _nothing_there(self, source: Source) -> None:
         owed = source.sink.writer.owed
@@ -244,6 +321,8 @@ class OutputPump:
             if not self._try(sink, writer.cut):
                 return
             sink.progress = source.progress = writer.end
+        if writer.untold:
+            self._last_words(sink)
         self._pause(source)
         del self._sources[source.fd]
         for fd in (source.fd, *(source.pipe or ())):
@@ -275,7 +354,11 @@ class OutputPump:
 
     def _block(self, sink: OutputSink) -> None:
         """A reader that may lose nothing is further behind than the files may grow: let the container wait for it."""
-        if self._still_overfull(sink):
+        if not self._still_overfull(sink):
+            return
+        if sink.policy != BLOCK_WRITER:
+            self._begin_dropping(sink, None)
+        else:
             sink.blocked = True
             for source in tuple(sink.sources.values()):
                 self._pause(source)
@@ -283,10 +366,21 @@ class OutputPump:
 
     def unblock(self, sink: OutputSink) -> None:
         """A reader has moved on: look again."""
-        if sink.blocked and not self._still_overfull(sink):
+        if sink.dropping and sink.error is None:
+            self._end_dropping(sink)
+        elif sink.blocked and not self._still_overfull(sink):
             sink.blocked = False
             self._resume_all(sink)
             self._note(sink)
+
+    def _last_words(self, sink: OutputSink) -> None:
+        """What was dropped is told before the end, if it can be; if not, its slot tells it to who reads."""
+        try:
+            sink.writer.tell_dropped()
+        except OSError as error:
+            log.warning("%s: dropped output is not told of in the log: %s", sink.directory, error)
+        else:
+            self._count_told(sink)
 
     def _still_overfull(self, sink: OutputSink) -> bool:
         sink.writer.keep_from = sink.needed_from()

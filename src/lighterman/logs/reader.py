@@ -23,6 +23,8 @@ from lighterman.keeper.segments import (
     STDOUT,
     frame_position,
     list_segments,
+    payload_bytes,
+    read_untold,
     segment_name,
     unpack_header,
 )
@@ -48,7 +50,9 @@ class LogRecord(msgspec.Struct, frozen=True):
         time: when its first byte was seen, in seconds since the Unix epoch.
         data: the bytes.
         cursor: the place after it; `logs(after=cursor)` goes on with the next.
-        lost: how many bytes are missing right before this record, because they were rotated away or damaged.
+        lost: how many bytes are missing right before this record, because they were rotated away or damaged. A record
+            without data stands for nothing else: that many were dropped by the container's policy, or are gone at the
+            end of a run.
     """
 
     stream: StreamName
@@ -110,8 +114,9 @@ class SegmentReader:
 
     @property
     def missing(self) -> int:
-        """How much of what comes next is known to be gone, though no frame after it tells."""
-        return max(self._start - self.offset, 0)
+        """How much of what comes next is known to be gone, though no frame after it tells. Blocks. Raises: OSError."""
+        end = max(self._start, self.offset)
+        return end - self.offset + read_untold(self._directory, end)
 
     def go_to(self, offset: int) -> None:
         """Go on from another offset."""
@@ -147,21 +152,22 @@ class SegmentReader:
                 if self._skip_damage(position, size):
                     return frames
                 return frames or None
-            source, _, length, offset, time_ns = header
+            source, flags, length, offset, time_ns = header
+            payload = payload_bytes(flags, length)
             body = at + HEADER_BYTES
-            if len(data) - body < length:
+            if len(data) - body < payload:
                 return frames or None
             end = offset + length
             if end > self.offset:
                 first = max(self.offset - offset, 0)
-                lost = max(offset - self.offset, 0)
+                lost = max(offset - self.offset, 0) + (0 if payload else length - first)
                 self.lost += lost
                 if stream is None or stream == source:
-                    frames.append(Frame(source, time_ns, bytes(data[body + first : body + length]), end, lost))
+                    frames.append(Frame(source, time_ns, bytes(data[body + first : body + payload]), end, lost))
                 self.offset = end
-            position += HEADER_BYTES + length
+            position += HEADER_BYTES + payload
             self._position = position
-            at = body + length
+            at = body + payload
             position = frame_position(position)
             if position % BLOCK == 0:
                 break
@@ -252,10 +258,10 @@ class SegmentReader:
     def _more(self, nowait: bool) -> bool:
         position = frame_position(self._position)
         size = os.fstat(self._fd).st_size
-        if size - position <= HEADER_BYTES:
+        if size - position < HEADER_BYTES:
             return False
         header = unpack_header(self._pread(HEADER_BYTES, position, nowait), 0, position)
-        return header is not None and size - position - HEADER_BYTES >= header[2]
+        return header is not None and size - position - HEADER_BYTES >= payload_bytes(header[1], header[2])
 
     def _damaged(self, nowait: bool) -> bool:
         position = frame_position(self._position)

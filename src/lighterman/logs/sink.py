@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from lighterman.errors import AlreadyExists, InvalidState
-from lighterman.keeper.segments import SegmentWriter
+from lighterman.keeper.segments import DROP_OLDEST, SegmentWriter
 
 if TYPE_CHECKING:
     from lighterman.logs.pump import OutputPump
@@ -69,10 +69,11 @@ class OutputSink:
     """Made by `OutputPump.open`. Methods are called on the event loop.
 
     Attributes:
-        directory: where the segments are.
+        directory: where the segments are. policy: see `keeper/segments.py`.
         progress: the offset after the last complete frame.
         error: why output waits in its pipe just now, or None. It is tried again until it works.
         blocked: whether it waits for a pinned reader.
+        dropping: whether output is dropped just now, because of `error` or, without one, of a pinned reader.
     """
 
     __slots__ = (
@@ -82,7 +83,9 @@ class OutputSink:
         "_waiters",
         "blocked",
         "directory",
+        "dropping",
         "error",
+        "policy",
         "progress",
         "retry_s",
         "sources",
@@ -93,11 +96,13 @@ class OutputSink:
     def __init__(self, pump: OutputPump, directory: str, writer: SegmentWriter) -> None:
         self._pump = pump
         self.directory = directory
+        self.policy = writer.policy
         self.writer = writer  # the thread's; `starts` may be read anywhere
         self.sources: dict[int, Source] = {}
         self.progress = writer.end
         self.error: OSError | None = None
         self.blocked = False
+        self.dropping = False
         self.retry_s = 0.0  # the thread's: how long it waits after the last error
         self.watched = 0  # how many wait for news; without them the loop is not woken
         self._pins: dict[Pin, None] = {}  # the collector may release one in any thread: single steps only
@@ -229,11 +234,13 @@ class OutputSink:
 
     def pin_moved(self) -> None:
         """A reader has moved on."""
-        if self.blocked:
+        if self.blocked or self.dropping:
             self._pump.command(self._pump.unblock, self)
 
     def needed_from(self) -> int | None:
         """The lowest offset that somebody needs; None if nobody does. Called in the pump's thread."""
+        if self.policy == DROP_OLDEST:
+            return None
         lowest: int | None = None
         for pin in tuple(self._pins):
             offset = pin.offset
