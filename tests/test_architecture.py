@@ -24,6 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
     ("engine", "container", "doctor"),
+    ("watches",),
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),
@@ -32,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    ("spec", "checks", "errors", "limits", "clock", "quantities", "record", "results", "roots"),
+    ("spec", "checks", "errors", "ends", "limits", "clock", "flag", "quantities", "record", "results", "roots"),
 )
 
 # The exceptions; values and their helpers at the bottom may use each other.

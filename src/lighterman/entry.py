@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from lighterman import limits
+from lighterman.checks import HealthCheck
 from lighterman.errors import InvalidState, NotFound, StoreError
+from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.logs.container import ContainerLog
@@ -77,7 +79,7 @@ class ExecEntry:
         self.output_of = Output()
         self.exit: ExitRecord | None = None
         self.reason: str | None = None
-        self.ended = asyncio.Event()
+        self.ended = Flag()
 
     def require_stdin(self) -> StdinWriter:
         """Raises: InvalidState without one."""
@@ -117,10 +119,11 @@ class Entry:
         self.output_of = Output()
         self.execs: dict[str, ExecEntry] = {}
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
+        self.check: HealthCheck | None = None  # with its functions, which are not stored
         self.reason: str | None = None  # who asked for the end that comes next
-        self.ended = asyncio.Event()
-        self.removed = asyncio.Event()
-        self.told_start = asyncio.Event()  # the start, or its failure, is written down
+        self.ended = Flag()
+        self.removed = Flag()
+        self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
         self.restoring = False  # an earlier engine's run is being taken up
         self.last_end: StateInfo | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from lighterman.errors import AlreadyClosed, BrokenPipe, InvalidState, LightermanError
+from lighterman.flag import Flag
 from lighterman.supervisor.streams import WriteStream
 
 __all__ = ["StdinWriter"]
@@ -27,7 +28,7 @@ class StdinWriter:
         self._queued = 0
         self._eof = False
         self._task: asyncio.Task[None] | None = None
-        self._room = asyncio.Event()
+        self._room = Flag()
         self._room.set()
         self._broken: LightermanError | None = None
 

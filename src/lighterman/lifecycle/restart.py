@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal as signals
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -135,8 +134,9 @@ class RestartManager:
         self.restarts = 0
         self._delay_s: float | None = None
         self._waiting = False
-        self._history: deque[RunEnd] = deque(maxlen=limits.RESTART_HISTORY)
-        self._starts: deque[float] = deque(maxlen=limits.RESTART_HISTORY)
+        # Lists, since an empty deque is 760 bytes and most containers never end twice.
+        self._history: list[RunEnd] = []
+        self._starts: list[float] = []
 
     def decide(
         self,
@@ -158,8 +158,8 @@ class RestartManager:
         if self._waiting:
             raise InvalidState("a restart is being waited for already")
         policy = self.policy if isinstance(self.policy, RestartPolicy) else RestartPolicy()
-        self._history.append(end)
-        self._starts.append(now - ran_for_s)
+        self._history = [*self._history[1 - limits.RESTART_HISTORY :], end]
+        self._starts = [*self._starts[1 - limits.RESTART_HISTORY :], now - ran_for_s]
         if ran_for_s >= policy.reset_after_s:
             self.restarts = 0
         if not isinstance(self.policy, RestartPolicy) and not manually_stopped and forced is None:

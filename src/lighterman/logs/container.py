@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from lighterman import limits
+from lighterman.flag import Flag
 from lighterman.keeper.segments import SegmentWriter, list_segments, segment_name
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import STREAM_NAMES, Cursor, Frame, LogRecord, SegmentReader
@@ -41,7 +42,7 @@ class ContainerLog:
         self._max_files = max_files
         self._live: tuple[int, OutputSink] | None = None
         self._expecting = False
-        self._news = asyncio.Event()
+        self._news = Flag()
 
     async def open_run(self, generation: int, *, takeover: bool = False) -> OutputSink:
         """The sink of a run that begins, or that is taken over from another process. Older runs make way for it.
@@ -119,7 +120,7 @@ class ContainerLog:
             stream.close()
 
     def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
+        news, self._news = self._news, Flag()
         news.set()
 
 

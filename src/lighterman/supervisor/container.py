@@ -24,6 +24,7 @@ from lighterman.errors import (
     OperationTimeout,
     ServicingFailed,
 )
+from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
 from lighterman.runtimes.base import CreateOption, Runtime
@@ -76,7 +77,7 @@ class Container:
         self.id = id
         self.spec = spec
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.gone = asyncio.Event()
+        self.gone = Flag()
         self.cleanup: asyncio.Task[None] | None = None  # of the run that ended last
         self._around = around
         self._clock = around.clock
@@ -102,7 +103,7 @@ class Container:
             closing=self._closing,
             attach=self._attach,
         )
-        self._restart_wait: asyncio.Event | None = None
+        self._restart_wait: Flag | None = None
         self._final: asyncio.Future[StateInfo] = asyncio.get_running_loop().create_future()
 
     # ---- what you may ask ----------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ class Container:
         return None
 
     async def _wait_cut_short(self, delay_s: float) -> bool:
-        self._restart_wait = cut = asyncio.Event()
+        self._restart_wait = cut = Flag()
         rate = self._around.restart_rate
         try:
             if await self._is_set_within(cut, delay_s):
@@ -595,7 +596,7 @@ class Container:
             self._restart_wait = None
             self._restarts.wait_over()
 
-    async def _is_set_within(self, event: asyncio.Event, limit_s: float) -> bool:
+    async def _is_set_within(self, event: Flag, limit_s: float) -> bool:
         try:
             async with self._clock.timeout(limit_s):
                 await event.wait()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
 from lighterman import limits
 from lighterman.clock import Clock
 from lighterman.errors import BrokenPipe, LightermanError, NotFound
+from lighterman.flag import Flag
 from lighterman.lifecycle.console import needs_backspace_swap, swap_backspace
 from lighterman.runtimes.base import ComputeProcess
 from lighterman.spec import ExitCode, ProcessConfig
@@ -37,7 +37,7 @@ class Process:
         self.config = config
         self.port = port
         self.started_mono, self.started_at = port.started() or (clock.mono(), clock.wall())
-        self.exited = asyncio.Event()  # its code is known, or known to be unknowable; its output may still come
+        self.exited = Flag()  # its code is known, or known to be unknowable; its output may still come
         self.streams: Streams | None = None
         self._clock = clock
         self.unknown = "the runtime could not tell the exit code"  # why, where it comes to that

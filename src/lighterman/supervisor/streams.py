@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from lighterman.clock import Clock
 from lighterman.errors import AlreadyClosed, BrokenPipe, InvalidState, NotFound
+from lighterman.flag import Flag
 from lighterman.runtimes.base import ReadPipe, WritePipe
 
 __all__ = ["DrainEnd", "ReadStream", "Streams", "WriteStream"]
@@ -40,11 +41,11 @@ class ReadStream:
         self._pipe = pipe
         self._reading: asyncio.Future[bytes] | None = None
         self._detached = False
-        self._draining = asyncio.Event()
+        self._draining = Flag()
         self._left: int | None = None  # bytes until the drain's end, once it has begun
         self._counts_reading = False  # whether the bytes of the read under way are among `_left`
         self._end: DrainEnd | None = None
-        self._ended = asyncio.Event()
+        self._ended = Flag()
         self._at_drain: Callable[[], None] | None = None
 
     async def read(self, max_bytes: int = 65536) -> bytes:
@@ -202,7 +203,7 @@ class WriteStream:
         self._change = change
         self._detached = False
         self._closing: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
+        self._closed = Flag()
 
     async def write(self, data: bytes) -> None:
         """Write all of it. Raises: AlreadyClosed, BrokenPipe if the process has closed its end."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from lighterman.errors import AlreadyStopped
+from lighterman.flag import Flag
 from lighterman.supervisor.answers import fail, succeed
 from lighterman.supervisor.delivery import Spawn
 from lighterman.supervisor.run import Run
@@ -22,8 +22,8 @@ class VerbQueue:
     def __init__(self, container_id: str, watch: Spawn) -> None:
         self._container_id = container_id
         self._watch = watch
-        self._waiting: deque[tuple[Act, asyncio.Future[None]]] = deque()
-        self._poke = asyncio.Event()
+        self._waiting: list[tuple[Act, asyncio.Future[None]]] = []
+        self._poke = Flag()
 
     async def ask(self, act: Act) -> None:
         """Have it done in its turn, even if cancelled. Raises: AlreadyStopped if the run ends before that."""
@@ -42,14 +42,14 @@ class VerbQueue:
             await self._poke.wait()
             self._poke.clear()
             while self._waiting and not run.ended:
-                act, done = self._waiting.popleft()
+                act, done = self._waiting.pop(0)
                 await self._carry_out(run, act, done)
         self.refuse()
 
     def refuse(self) -> None:
         """Whoever still waits hears that it has ended."""
         while self._waiting:
-            _, done = self._waiting.popleft()
+            _, done = self._waiting.pop(0)
             fail(done, self._ended())
 
     async def _carry_out(self, run: Run, act: Act, done: asyncio.Future[None]) -> None:
