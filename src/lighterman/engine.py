@@ -21,6 +21,7 @@ from lighterman.books import Books
 from lighterman.capture import Captured, capture
 from lighterman.clock import Clock, SystemClock
 from lighterman.container import Container
+from lighterman.ends import to_its_end
 from lighterman.entry import Entry, Output, exit_record, last_words, not_started, take_output
 from lighterman.errors import (
     InvalidSpec,
@@ -104,6 +105,7 @@ class Engine:
         self._books = Books(self._store, self._clock)
         self._execs = Execs(self._clock, self._tasks, lambda: self.host, self.client_of)
         self._open = False
+        self._closing: asyncio.Task[None] | None = None
 
     # ---- its own life --------------------------------------------------------------------------------------------
 
@@ -128,12 +130,11 @@ class Engine:
             raise NotSupported("running containers without root is not supported in this version: run it as root")
         opening = asyncio.ensure_future(self._open_all())
         try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
             # Half a lock or half a keeper has no undo: only what is whole can be given back.
-            await asyncio.wait((opening,))
+            await to_its_end(opening)
+        except asyncio.CancelledError:
             if opening.exception() is None:
-                await self._give_back()
+                await to_its_end(self._give_back())
             raise
 
     async def _open_all(self) -> None:
@@ -161,13 +162,19 @@ class Engine:
         self._books = Books(store, self._clock)
 
     async def close(self) -> None:
-        """End and remove the containers that do not live on; stop watching the others; give everything back."""
-        if not self._open:
-            return
-        self._open = False
+        """End and remove the containers that do not live on; stop watching the others; give everything back.
+
+        If cancelled: all the same, before the cancellation is raised.
+        """
+        if self._open:
+            self._open = False
+            self._closing = asyncio.ensure_future(self._close())
+        if self._closing is not None:
+            await to_its_end(self._closing)
+
+    async def _close(self) -> None:
         leased = [entry for entry in self._books if entry.record.lease is not None]
-        work = self._tasks.finish(self._end_all(leased), "end the containers of this engine")
-        await asyncio.shield(work)
+        await self._tasks.finish(self._end_all(leased), "end the containers of this engine")
         await self._give_back()
 
     async def _end_all(self, entries: Sequence[Entry]) -> None:
@@ -435,15 +442,18 @@ class Engine:
             if entry.removed.is_set():
                 return
             raise NotFound(f"container {record.name} was removed", container=record.id)
-        if entry.starting or entry.is_registered:
-            if not force:
-                raise InvalidState(
-                    f"container {record.name} is {record.status}: stop it first, or remove it by force",
-                    operation="remove",
-                    container=record.id,
-                )
-            if await self._end(entry, "removed", 0):
-                await entry.ended.wait()
+        if (entry.starting or entry.is_registered) and not force:
+            raise InvalidState(
+                f"container {record.name} is {record.status}: stop it first, or remove it by force",
+                operation="remove",
+                container=record.id,
+            )
+        await self._finish(self._remove(entry), f"remove {record.name}")
+
+    async def _remove(self, entry: Entry) -> None:
+        record = entry.record
+        if await self._end(entry, "removed", 0):
+            await entry.ended.wait()
         # Two may have waited for the same end.
         if entry not in self._books:
             return

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from lighterman.ends import to_its_end
 from lighterman.errors import (
     AlreadyExists,
     InvalidSpec,
@@ -127,7 +128,13 @@ class OciRuntime:
             spec = _with_cgroup_path(spec, cgroup_path)
         bundle = Bundle(f"{self._run_dir}/bundles/{id}")
         # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
-        mount = await _finished(asyncio.to_thread(self._prepare, bundle, spec))
+        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, bundle, spec))
+        try:
+            mount = await to_its_end(preparing)
+        except asyncio.CancelledError:
+            if preparing.exception() is None:
+                await to_its_end(asyncio.to_thread(_undo_prepare, bundle, preparing.result()))
+            raise
         system = OciSystem(
             id,
             call=self._call,
@@ -280,16 +287,10 @@ class OciRuntime:
         self._systems.clear()
 
 
-async def _finished(work: Coroutine[Any, Any, int | None]) -> int | None:
-    """Wait for a thread to its end, cancelled or not: what it has made must be known."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        mount = await task
-        if mount is not None:
-            await asyncio.to_thread(os.close, mount)
-        raise
+def _undo_prepare(bundle: Bundle, mount: int | None) -> None:
+    if mount is not None:
+        os.close(mount)
+    bundle.remove()
 
 
 def _read_document(encoded: bytes) -> _Document:
