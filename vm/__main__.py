@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
 from vm import image, machine, results
-from vm.hosts import HERE, HOSTS, MARK, SMOKE, SUITES, Host
+from vm.hosts import HERE, HOSTS, MARK, NOT_THERE, SMOKE, SUITES, Host
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "vm"
@@ -140,7 +140,8 @@ def _run_there(host: Host, selection: list[str], folder: Path, bound_s: float) -
     made = image.ready(BUILD)
     given, returned = BUILD / "given.tar", BUILD / "results.tar"
     try:
-        _pack(given, [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *selection])
+        ignored = [f"--ignore={path}" for path in NOT_THERE]
+        _pack(given, [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *ignored, *selection])
         machine.boot(made, host.kernel_arguments or "", given, returned, folder / "console", bound_s)
         with tarfile.open(returned) as archive:
             for member in archive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["HERE", "HOSTS", "MARK", "RUNTIMES", "SMOKE", "SUITES", "Host"]
+__all__ = ["HERE", "HOSTS", "MARK", "NOT_THERE", "RUNTIMES", "SMOKE", "SUITES", "Host"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ RUNTIMES = ("crun", "runc")
 # What runs on every host: each file with a test of real containers, and what below them depends on the kernel.
 MARK = "real"
 SUITES = ("tests/keeper", "tests/logs")
+# Tens of thousands of processes one after the other: minutes here, an hour and more in an emulated machine.
+NOT_THERE = ("tests/keeper/test_keeper_many.py",)
 
 # What a change has to pass in a virtual machine: pytest's node ids; one that is missing is an error.
 SMOKE: tuple[str, ...] = ()
