@@ -18,11 +18,11 @@ static size_t entry_count;
 uint64_t handle_new(int kind, void *object, const char *label) {
     locked();
     static uint64_t next = 0xFFFFFFFF12345678ull;
-    next += 0x11;
+    uint64_t made = next += 0x11;
     entries = realloc(entries, (entry_count + 1) * sizeof *entries);
-    entries[entry_count++] = (Entry){next, kind, 1, object, strdup(label)};
+    entries[entry_count++] = (Entry){made, kind, 1, object, strdup(label)};
     unlocked();
-    return next;
+    return made;
 }
 
 static Entry *entry_of(uint64_t token, int kind) {

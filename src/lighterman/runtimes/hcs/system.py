@@ -63,6 +63,7 @@ class HcsSystem:
         self._layer = layer
         self._init: HcsProcess | None = None
         self._execs: dict[str, HcsProcess] = {}
+        self._end_asked = False
         self._closed = False
 
     @property
@@ -145,6 +146,7 @@ class HcsSystem:
         except NotFound as gone:
             # The service has forgotten it: that is how it looks after its end.
             raise AlreadyStopped(f"container {self.id} has ended", operation=operation, container=self.id) from gone
+        self._end_asked = True
         # Whether the service said "done" or "pending": only the notice of the exit means that it is gone.
         raise OperationPending(f"{operation} of container {self.id} goes on", operation=operation, container=self.id)
 
@@ -218,8 +220,9 @@ class HcsSystem:
         if self._closed:
             raise AlreadyClosed(f"container {self.id} was closed already", operation="close", container=self.id)
         self._closed = True
-        if self._ours and self._init is None and not self._isolation.servicing:
-            # Closing a handle ends nothing: what never ran anything would stay for ever.
+        if self._ours and not self._isolation.servicing and (self._end_asked or self._init is None):
+            # Closing a handle ends nothing: what never ran anything would stay for ever. And the id is free only
+            # when the service has told of the end.
             await self._end_quietly()
         try:
             await self._handle.close()
@@ -230,7 +233,8 @@ class HcsSystem:
     async def _end_quietly(self) -> None:
         try:
             async with self._clock.timeout(limits.KILL_WAIT_S):
-                await self._handle.terminate()
+                if not self._end_asked:
+                    await self._handle.terminate()
                 await self._handle.wait_exit()
         except (AlreadyStopped, NotFound):
             return
