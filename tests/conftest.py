@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import Snapshot, leaked_since, snapshot, why_not_real
+from support import Snapshot, leaked_since, snapshot, why_not_host, why_not_real
 
 # A keeper without containers stays a minute for the next engine; here that would look like a leak. Read by `limits` at
 # its import, so before any test's.
@@ -20,6 +20,11 @@ LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for needs in item.iter_markers("needs"):
+            elsewhere = why_not_host(*needs.args)
+            if elsewhere is not None:
+                item.add_marker(pytest.mark.skip(reason=elsewhere))
     reason = why_not_real()
     if reason is not None:
         for item in items:

@@ -15,7 +15,7 @@ from typing import TypeVar, overload
 
 from lighterman.roots import default_run, default_state
 
-__all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_real"]
+__all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_host", "why_not_real"]
 
 T = TypeVar("T")
 
@@ -86,6 +86,34 @@ def why_not_real(runtime: str | None = None) -> str | None:
     if not any(shutil.which(name, path=path) for name in wanted):
         return f"none of {', '.join(wanted)} is installed"
     return None
+
+
+def why_not_host(*needs: str) -> str | None:
+    """Why this host is not one that a test marked `needs(...)` is for, or None if it is.
+
+    Each is `v1` (hybrid too), `hybrid`, `v2`, `systemd` or `linux>=6.7`. Raises: ValueError for any other.
+    """
+    for need in needs:
+        if need in ("v1", "hybrid", "v2"):
+            layout = _cgroup_layout()
+            if need != layout and not (need == "v1" and layout == "hybrid"):
+                return f"is about cgroups of a {need} host, this one has {layout}"
+        elif need == "systemd":
+            if not os.path.isdir("/run/systemd/system"):  # as sd_booted(3) looks
+                return "needs systemd as init"
+        elif need.startswith("linux>="):
+            wanted, has = need.removeprefix("linux>="), ".".join(os.uname().release.split(".")[:2])
+            if tuple(map(int, has.split("."))) < tuple(map(int, wanted.split("."))):
+                return f"needs Linux {wanted}, this is {has}"
+        else:
+            raise ValueError(f"a test needs {need!r}: known are v1, hybrid, v2, systemd and linux>=VERSION")
+    return None
+
+
+def _cgroup_layout() -> str:
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return "v2"
+    return "hybrid" if os.path.exists("/sys/fs/cgroup/unified/cgroup.controllers") else "v1"
 
 
 def _field(path: Path, name: str) -> str:

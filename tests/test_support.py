@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import support
-from support import eventually, eventually_sync, leaked_since, snapshot
+from support import eventually, eventually_sync, leaked_since, snapshot, why_not_host
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 pytestmark = linux
@@ -74,3 +74,19 @@ async def test_eventually_returns_what_it_waited_for() -> None:
     assert await eventually(look) == "here"
     with pytest.raises(AssertionError, match="not within 0 s"):
         await eventually(lambda: False, timeout_s=0)
+
+
+# ---- which host a test is for ----------------------------------------------------------------------------------------
+
+
+def test_host_is_this_one_or_the_reason_is_told() -> None:
+    assert why_not_host() is None
+    assert why_not_host("linux>=3.0") is None
+    assert "needs Linux 99.0" in str(why_not_host("linux>=3.0", "linux>=99.0"))
+    assert (why_not_host("v1") is None) != (why_not_host("v2") is None)
+    assert why_not_host("hybrid") is not None or why_not_host("v1") is None
+
+
+def test_host_unknown_is_an_error_and_no_skip() -> None:
+    with pytest.raises(ValueError, match="'v3'"):
+        why_not_host("v3")
