@@ -13,15 +13,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, overload
 
-from lighterman.roots import default_run, default_state
-
 __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_host", "why_not_real"]
 
 T = TypeVar("T")
 
 POLL_S = 0.02
-RUN = Path(default_run())
-STATE = Path(default_state())
+if sys.platform == "linux":
+    from lighterman.roots import default_run, default_state
+
+    RUN = Path(default_run())
+    STATE = Path(default_state())
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
 Snapshot = dict[str, frozenset[str]]
@@ -127,7 +128,12 @@ def _field(path: Path, name: str) -> str:
 
 
 def snapshot(*, own: bool = False) -> Snapshot:
-    """What of ours exists on this host right now; with `own` this process's descriptors and threads too."""
+    """What of ours exists on this host right now; with `own` this process's descriptors and threads too.
+
+    On another system than Linux: nothing, for there is no keeper and no OCI runtime to leave anything.
+    """
+    if sys.platform != "linux":
+        return {kind: frozenset() for kind in ("processes", "threads")}
     now = {
         "processes": frozenset(_processes()),
         "mounts": frozenset(_mounts()),

