@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from keeper_support import Keepers, alive, exit_code
 
 from lighterman.errors import InvalidSpec, InvalidState
 from lighterman.keeper import cgroup
+from lighterman.keeper.client import KeeperClient
+from lighterman.keeper.slots import read_exit_slots
 from support import eventually
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: control groups")
@@ -34,6 +37,15 @@ class Owner:
     def close(self) -> None:
         self.end()
         os.close(self.pidfd)
+
+
+async def is_refused(keepers: Keepers, keeper: KeeperClient, lease: str) -> bool:
+    """Whether a lease takes no job any more."""
+    try:
+        await keepers.spawn(keeper, keepers.job(f"j{uuid.uuid4().hex}", "exit 0", lease=lease))
+    except InvalidState:
+        return True
+    return False
 
 
 @pytest.fixture
@@ -123,15 +135,7 @@ async def test_an_owner_that_is_dead_already(keepers: Keepers, owner: Owner) -> 
     keeper = await keepers.connect()
     owner.end()
     await keeper.lease("mine", owner.pidfd)
-
-    async def refused() -> bool:
-        try:
-            await keepers.spawn(keeper, keepers.job(f"j{uuid.uuid4().hex}", "exit 0", lease="mine"))
-        except InvalidState:
-            return True
-        return False
-
-    await eventually(refused)
+    await eventually(lambda: is_refused(keepers, keeper, "mine"))
 
 
 async def test_a_runtime_call_under_way_is_ended(keepers: Keepers, owner: Owner) -> None:
@@ -144,11 +148,87 @@ async def test_a_runtime_call_under_way_is_ended(keepers: Keepers, owner: Owner)
     assert (await spawning).pid is None
 
 
+def boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def test_a_lease_ends_with_its_time_also_with_nobody_there(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", None, until=boottime() + 0.3)
+    mine = await keepers.spawn(keeper, keepers.job("mine", "exec sleep 1000", lease="mine"))
+    other = await keepers.spawn(keeper, keepers.job("other", "exec sleep 1000"))
+    await keeper.close()
+    await eventually(lambda: mine.pid is not None and not alive(mine.pid))
+    keeper = await keepers.connect()
+    assert (await keeper.wait_exit("mine")).lease_ended
+    assert other.pid is not None
+    assert alive(other.pid)
+    with pytest.raises(InvalidState):
+        await keeper.renew_lease("mine", boottime() + 10)
+
+
+async def test_the_slot_of_an_exit_says_that_its_lease_had_ended(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", owner.pidfd)
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine"))
+    await keepers.spawn(keeper, keepers.job("b", "exit 3", lease="mine"))
+    await keeper.wait_exit("b")
+    owner.end()
+    await keeper.wait_exit("a")
+    slots = [slot for file in (keepers.directory() / "exits").iterdir() for slot in read_exit_slots(str(file))]
+    assert {slot.job: slot.lease_ended for slot in slots} == {"a": True, "b": False}
+
+
+async def test_a_renewed_lease_ends_later(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    begun = boottime()
+    await keeper.lease("mine", None, until=begun + 0.5)
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine"))
+    await keeper.renew_lease("mine", begun + 2)
+    assert (await keeper.wait_exit("a")).lease_ended
+    assert boottime() >= begun + 2
+
+
+async def test_the_first_of_owner_and_time_ends_it(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("late", owner.pidfd, until=boottime() + 1000)
+    await keeper.lease("soon", owner.pidfd, until=boottime() + 0.1)
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="late"))
+    await keepers.spawn(keeper, keepers.job("b", "exec sleep 1000", lease="soon"))
+    assert (await keeper.wait_exit("b")).lease_ended
+    owner.end()
+    assert (await keeper.wait_exit("a")).lease_ended
+
+
+async def test_another_owner_of_the_name_does_not_save_what_has_ended(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    newer = Owner()
+    await keeper.lease("mine", owner.pidfd)
+    spawned = [await keepers.spawn(keeper, keepers.job(f"j{n}", "exec sleep 1000", lease="mine")) for n in range(20)]
+    owner.end()
+    await eventually(lambda: is_refused(keepers, keeper, "mine"))
+    await keeper.lease("mine", newer.pidfd)
+    for n in range(20):
+        assert (await keeper.wait_exit(f"j{n}")).lease_ended
+    assert not any(alive(one.pid) for one in spawned if one.pid is not None)
+    newer.close()
+
+
 async def test_wrong_leases(keepers: Keepers, owner: Owner) -> None:
     keeper = await keepers.connect()
     for name, remove in (("", []), ("a/b", []), ("a", ["relative"]), ("a", ["/"]), ("a", ["/tmp/../etc"])):
         with pytest.raises(InvalidSpec):
             await keeper.lease(name, owner.pidfd, remove=remove)
+    for group in ("/", "/lighterman", "/lighterman/../etc", "lighterman/a"):
+        with pytest.raises(InvalidSpec):
+            await keeper.lease("a", owner.pidfd, groups=[group])
+    for until in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidSpec):
+            await keeper.lease("a", None, until=until)
+    with pytest.raises(InvalidSpec):
+        await keeper.lease("a", None)
+    with pytest.raises(InvalidState):
+        await keeper.renew_lease("unknown", boottime() + 1)
     with pytest.raises(InvalidState):
         await keeper.spawn(keepers.job("a", "exit 0", lease="unknown"))
 
@@ -175,6 +255,23 @@ async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, 
     for group in groups:
         if not any(entry.is_dir() for entry in group.parent.iterdir()):
             group.parent.rmdir()
+
+
+@needs_root
+async def test_groups_of_containers_whose_keeper_was_lost(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    path = f"/lighterman/test-{uuid.uuid4().hex}"
+    groups = [Path(f"{mount}{path}") for mount in cgroup._mounts() if "cpuset" not in mount]
+    for group in groups:
+        group.mkdir(parents=True)
+    member = Owner()
+    for group in groups:
+        group.joinpath("cgroup.procs").write_text(str(member.process.pid))
+    await keeper.lease("mine", owner.pidfd, groups=[path])
+    owner.end()
+    assert await asyncio.to_thread(member.process.wait) == -signal.SIGKILL
+    member.close()
+    await eventually(lambda: not any(group.exists() for group in groups))
 
 
 @pytest.mark.parametrize("path", ["/", "/lighterman", "/lighterman/", "/lighterman/../a", "/other/a", "", "relative"])

@@ -270,14 +270,31 @@ class KeeperClient:
         """Let `Job.executable` name the binary behind `fd` (a sealed memfd); it replaces an earlier one."""
         await self._connection.call(wire.REGISTER, {"name": name}, limits.KEEPER_CALL_S, [fd])
 
-    async def lease(self, name: str, owner_pidfd: int, *, remove: Sequence[str] = ()) -> None:
-        """Bind the jobs that name this lease to a process: when it is gone, they are killed, whoever is connected.
+    async def lease(
+        self,
+        name: str,
+        owner_pidfd: int | None,
+        *,
+        until: float | None = None,
+        remove: Sequence[str] = (),
+        groups: Sequence[str] = (),
+    ) -> None:
+        """Bind the jobs that name this lease to a process, a time, or both: then they are killed, whoever is connected.
 
-        With `remove` (directories of a private root) these go too, and then the keeper has nothing left to keep.
-        A later call of the same name replaces the owner. Raises: InvalidSpec, LimitExceeded, KeeperLost.
+        A later call of the same name replaces it.
+
+        Args:
+            until: seconds on CLOCK_BOOTTIME. groups: paths as `recipe["cgroup"]`, whose processes are killed as well.
+            remove: directories of a private root, which go too; then the keeper has nothing left to keep.
+        Raises: InvalidSpec, LimitExceeded, KeeperLost.
         """
-        body: dict[str, object] = {"lease": name, "remove": list(remove)}
-        await self._connection.call(wire.LEASE, body, limits.KEEPER_CALL_S, [owner_pidfd])
+        body: dict[str, object] = {"lease": name, "until": until, "remove": list(remove), "groups": list(groups)}
+        fds = [owner_pidfd] if owner_pidfd is not None else []
+        await self._connection.call(wire.LEASE, body, limits.KEEPER_CALL_S, fds)
+
+    async def renew_lease(self, name: str, until: float) -> None:
+        """Set another end, as in `lease`. Raises: InvalidState if it is over, KeeperLost."""
+        await self._connection.call(wire.RENEW, {"lease": name, "until": until}, limits.KEEPER_CALL_S)
 
     async def release_lease(self, name: str) -> None:
         """Give a lease up without consequence; an unknown one is fine. Raises: KeeperLost."""

@@ -243,4 +243,5 @@ _NAMES = {
     wire.ABORT: "abort",
     wire.LEASE: "lease",
     wire.RELEASE: "release",
+    wire.RENEW: "renew",
 }

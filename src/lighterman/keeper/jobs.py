@@ -126,14 +126,13 @@ class Jobs:
         close_all(held.values())
 
     def _enforce_leases(self) -> None:
+        over = self.leases.enforce()
         for call in self.calls.values():
-            if call.row is not None and call.row.lease and not self.leases.holds(call.row.lease):
+            if call.row is not None and self.leases.has_ended(call.row):
                 call.kill()
-        for lease in self.leases.enforce():
-            if not lease.remove:
-                continue
+        for lease in (lease for lease in over if lease.remove):
             # What is removed held the store too: nobody is left who could ask for these exits.
-            for row in [row for row in self.table.rows() if row.lease == lease.name]:
+            for row in [row for row in lease.rows if self.table.get(row.job) is row]:
                 self.forget(row)
             remove_directories(lease.remove)
             self.forsaken = not len(self.table) and not self.calls and not len(self.leases)
@@ -319,7 +318,7 @@ class Jobs:
     def _record(self, row: Row, status: int, mono_ns: int) -> None:
         """On disk first, then in the table, then told."""
         wall_ns = time_ns() - (monotonic_ns() - mono_ns)
-        record = ExitSlot(row.job, row.pid or 0, row.start_time or 0, status, mono_ns, wall_ns)
+        record = ExitSlot(row.job, row.pid or 0, row.start_time or 0, status, mono_ns, wall_ns, row.lease_ended)
         try:
             self._slots.fill(row.slot, record)
         except OSError as error:

@@ -122,6 +122,17 @@ def number(body: dict[str, object], key: str) -> int:
     return value
 
 
+def moment(body: dict[str, object], key: str) -> float | None:
+    """Seconds on some clock, or None."""
+    value = body.get(key)
+    if value is None:
+        return None
+    # A NaN fails this comparison too.
+    if type(value) not in (int, float) or not 0 <= value < 2**62:  # type: ignore[operator]
+        raise Refused(INVALID, f"{key} {value!r:.40}: must be seconds of 0 or more")
+    return float(value)  # type: ignore[arg-type]
+
+
 def paths(body: dict[str, object], key: str) -> list[str]:
     found = _texts(_list(body, key), key)
     for path in found:

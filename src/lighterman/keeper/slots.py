@@ -2,10 +2,12 @@
 
 One slot of SLOT_BYTES, little-endian, zeros when free:
 
-    crc32 u32 | magic u16 | job length u16 | pid i32 | wait status i32 | start time u64 | mono u64 | wall u64 | job
+    crc32 u32 | magic u16 | job length u8 | flags u8 | pid i32 | wait status i32 | start time u64 | mono u64 |
+    wall u64 | job
 
-The checksum covers what follows it; the times are nanoseconds, the start time is field 22 of /proc/PID/stat. A slot
-is written by one pwrite without fsync: it survives the death of the keeper, not of the host, where every process died.
+Bit 0 of the flags says that its lease had ended. The checksum covers what follows it; the times are nanoseconds, the
+start time is field 22 of /proc/PID/stat. A slot is written by one pwrite without fsync: it survives the death of the
+keeper, not of the host, where every process died.
 """
 
 from __future__ import annotations
@@ -18,22 +20,33 @@ SLOT_BYTES = 256
 GROW_SLOTS = 64
 _MAGIC = 0x4C45
 _SUM = Struct("<I")
-_FIELDS = Struct("<HHiiQQQ")
+_FIELDS = Struct("<HBBiiQQQ")
+_LEASE_ENDED = 1
 _FREE = bytes(SLOT_BYTES)
 
 
 class ExitSlot:
     """One recorded exit; `start_time` is 0 where it was not known, `pid` 0 where the runtime itself failed."""
 
-    __slots__ = ("job", "mono_ns", "pid", "start_time", "status", "wall_ns")
+    __slots__ = ("job", "lease_ended", "mono_ns", "pid", "start_time", "status", "wall_ns")
 
-    def __init__(self, job: str, pid: int, start_time: int, status: int, mono_ns: int, wall_ns: int) -> None:
+    def __init__(
+        self,
+        job: str,
+        pid: int,
+        start_time: int,
+        status: int,
+        mono_ns: int,
+        wall_ns: int,
+        lease_ended: bool = False,
+    ) -> None:
         self.job = job
         self.pid = pid
         self.start_time = start_time
         self.status = status
         self.mono_ns = mono_ns
         self.wall_ns = wall_ns
+        self.lease_ended = lease_ended
 
 
 class SlotFile:
@@ -79,8 +92,9 @@ class SlotFile:
 def encode_slot(record: ExitSlot) -> bytes:
     """SLOT_BYTES of one exit."""
     job = record.job.encode("ascii")
+    flags = _LEASE_ENDED if record.lease_ended else 0
     body = _FIELDS.pack(
-        _MAGIC, len(job), record.pid, record.status, record.start_time, record.mono_ns, record.wall_ns
+        _MAGIC, len(job), flags, record.pid, record.status, record.start_time, record.mono_ns, record.wall_ns
     ) + job.ljust(SLOT_BYTES - _SUM.size - _FIELDS.size, b"\0")
     return _SUM.pack(crc32(body)) + body
 
@@ -96,9 +110,9 @@ def read_exit_slots(path: str) -> list[ExitSlot]:
     for at in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
         (checksum,) = _SUM.unpack_from(data, at)
         body = data[at + _SUM.size : at + SLOT_BYTES]
-        magic, length, pid, status, start_time, mono_ns, wall_ns = _FIELDS.unpack_from(body)
+        magic, length, flags, pid, status, start_time, mono_ns, wall_ns = _FIELDS.unpack_from(body)
         if magic != _MAGIC or crc32(body) != checksum:
             continue
         job = body[_FIELDS.size : _FIELDS.size + length].decode("ascii")
-        found.append(ExitSlot(job, pid, start_time, status, mono_ns, wall_ns))
+        found.append(ExitSlot(job, pid, start_time, status, mono_ns, wall_ns, bool(flags & _LEASE_ENDED)))
     return found

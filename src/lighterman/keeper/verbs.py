@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _collections_abc import Callable
 
-from . import requests, stats, wire
+from . import cgroup, requests, stats, wire
 from .channel import close_all
 from .jobs import Jobs
 from .peer import Peer, exit_values
@@ -35,6 +35,7 @@ class Verbs:
             wire.ACKNOWLEDGE: self._acknowledge,
             wire.LEASE: self._lease,
             wire.RELEASE: self._release,
+            wire.RENEW: self._renew,
             wire.REGISTER: self._register,
             wire.PING: self._ping,
             wire.STATS: self._stats,
@@ -93,13 +94,27 @@ class Verbs:
 
     def _lease(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         name = requests.lease_name(body)
+        until = requests.moment(body, "until")
         remove = requests.paths(body, "remove")
-        if len(fds) != 1:
-            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd")
-        if self._jobs.leases.full:
+        groups = requests.paths(body, "groups")
+        if len(fds) > 1 or (not fds and until is None):
+            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd, or an end")
+        for group in groups:
+            if not cgroup.is_a_container(group):
+                raise Refused(requests.INVALID, f"lease {name}: group {group[:80]!r} is not of a container")
+        if self._jobs.leases.full and not self._jobs.leases.holds(name):
             raise Refused(requests.LIMIT, f"lease {name}: too many leases")
-        self._jobs.leases.grant(name, fds[0], remove)
+        self._jobs.leases.grant(name, fds[0] if fds else None, until, remove, groups)
         fds.clear()
+        peer.send(wire.OK, request, {})
+
+    def _renew(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        name = requests.lease_name(body)
+        until = requests.moment(body, "until")
+        if until is None:
+            raise Refused(requests.INVALID, f"lease {name}: needs an end")
+        if not self._jobs.leases.renew(name, until):
+            raise Refused(requests.STATE, f"lease {name} is over")
         peer.send(wire.OK, request, {})
 
     def _release(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:

@@ -51,7 +51,13 @@ def find_evidence(runtime_state: str, exits_dir: str, id: str) -> Evidence | Non
         with contextlib.suppress(OSError):
             for slot in read_exit_slots(f"{exits_dir}/{name}"):
                 if slot.job.startswith(f"{id}:") and (slot.pid, slot.start_time) == found:
-                    end = JobExit(job=slot.job, status=slot.status, mono=slot.mono_ns / 1e9, wall=slot.wall_ns / 1e9)
+                    end = JobExit(
+                        job=slot.job,
+                        status=slot.status,
+                        mono=slot.mono_ns / 1e9,
+                        wall=slot.wall_ns / 1e9,
+                        lease_ended=slot.lease_ended,
+                    )
                     return Evidence(job=slot.job, pid=pid, start_time=start_time, exit=end)
     return Evidence(job=f"{id}:adopted", pid=pid, start_time=start_time, exit=None)
 
