@@ -356,19 +356,6 @@ async def test_directory_that_can_not_be_made_is_tried_again(pump: OutputPump, t
     assert content(tmp_path / "other") == b"kept"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k,mode=0700", "tmpfs", tmp_path], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"this host refuses to mount a tmpfs: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)
-
-
 async def test_full_disk_holds_the_container_and_loses_nothing(pump: OutputPump, small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"b" * 200_000)

@@ -29,21 +29,28 @@ from lighterman.keeper.segments import (
     unpack_header,
 )
 
-__all__ = ["STREAM_NAMES", "Cursor", "Frame", "LogRecord", "SegmentReader", "StreamName", "read_frames"]
+__all__ = ["STREAM_NAMES", "Cursor", "Frame", "LogRecord", "SegmentReader", "StreamName", "offset_since", "read_frames"]
 
 StreamName = Literal["stdout", "stderr"]
 STREAM_NAMES: dict[int, StreamName] = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class Cursor(msgspec.Struct, frozen=True, order=True):
-    """A place in a container's log: before it lie `offset` bytes of output of the run `generation`."""
+    """A place in a container's log: before it lie `offset` bytes of output of the run `generation`.
+
+    Attributes:
+        stdout, stderr: bytes of that stream up to this offset have been read too, where it is beyond `offset`: so it is
+            after a line that was completed while a line of the other stream had begun.
+    """
 
     generation: int
     offset: int
+    stdout: int = 0
+    stderr: int = 0
 
 
 class LogRecord(msgspec.Struct, frozen=True):
-    """A piece of output, as it came: not a line.
+    """A piece of output as it came, or a line.
 
     Attributes:
         stream: which of the two.
@@ -53,6 +60,7 @@ class LogRecord(msgspec.Struct, frozen=True):
         lost: how many bytes are missing right before this record, because they were rotated away or damaged. A record
             without data stands for nothing else: that many were dropped by the container's policy, or are gone at the
             end of a run.
+        partial: of lines only: it has no newline, since the run or the reading ended there, or it is very long.
     """
 
     stream: StreamName
@@ -60,6 +68,7 @@ class LogRecord(msgspec.Struct, frozen=True):
     data: bytes
     cursor: Cursor
     lost: int = 0
+    partial: bool = False
 
 
 class Frame(NamedTuple):
@@ -281,6 +290,31 @@ class SegmentReader:
             else:
                 last = middle - 1
         self._position = first * BLOCK
+
+
+def offset_since(directory: str, time_ns: int) -> int:
+    """The offset of a file before which nothing is as young as `time_ns`. Blocks. Raises: OSError."""
+    starts = list_segments(directory)
+    found = starts[0] if starts else 0
+    for start in starts[1:]:
+        header = _first_header(f"{directory}/{segment_name(start)}")
+        if header is not None and header[4] >= time_ns:
+            break
+        if header is not None:
+            found = start
+    return found
+
+
+def _first_header(path: str) -> tuple[int, int, int, int, int] | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        data = os.pread(fd, HEADER_BYTES, 0)
+    finally:
+        os.close(fd)
+    return unpack_header(data, 0, 0) if len(data) == HEADER_BYTES else None
 
 
 def read_frames(directory: str, after: int = 0, until: int | None = None) -> Iterator[Frame]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 
 from lighterman.errors import InvalidState
+from lighterman.logs.lines import LINE_BYTES
 from lighterman.logs.reader import Frame, SegmentReader
 from lighterman.logs.sink import OutputSink, Pin
 
@@ -18,8 +20,6 @@ __all__ = ["FrameStream", "LogStream"]
 
 # A container that writes as fast as we read must not keep the event loop to itself: measured 0.2 ms.
 IN_A_ROW_BYTES = 256 * 1024
-# A line longer than this comes in pieces of it: a program that never writes a newline must not fill our memory.
-LINE_BYTES = 1024 * 1024
 
 
 class FrameStream:
@@ -51,9 +51,10 @@ class FrameStream:
         """As `SegmentReader.missing`."""
         return self._reader.missing
 
-    async def read_frames(self, *, wait: bool = True) -> list[Frame]:
+    async def read_frames(self, *, wait: bool = True, stop: Callable[[], bool] = lambda: False) -> list[Frame]:
         """The next frames, about 256 KiB of them, as soon as there are any; none at the end (of now, with wait=False).
 
+        Args: stop: when true, nothing is waited for any more; it is looked at when the sink is woken.
         Raises: InvalidState if another task reads; StoreError; OSError.
         """
         if self._closed:
@@ -83,13 +84,15 @@ class FrameStream:
                 if ended:
                     self.close()
                     return []
-                if not wait:
+                if not wait or stop():
                     return []
                 # Nothing of this stream lies in between, so it needs no frame before this place.
                 self._reader.offset = max(self._reader.offset, everything)
                 self._move_pin()
                 # Any output at all, so that this place keeps up with the other stream.
-                await self._sink.wait_until(lambda: self._sink.progress > self._reader.offset or self._ended())
+                await self._sink.wait_until(
+                    lambda: self._sink.progress > self._reader.offset or self._ended() or stop()
+                )
         finally:
             self._reading = False
 
@@ -200,7 +203,7 @@ class LogStream:
         """The first `max_bytes`, once the stream has ended, and whether there were more. Holds nobody up after them."""
         while not self._eof and len(self._buffer) <= max_bytes:
             await self._fill()
-        truncated = len(self._buffer) > max_bytes
+        truncated = len(self._buffer) > max_bytes or self.lost > 0
         kept = bytes(memoryview(self._buffer)[:max_bytes])
         self._buffer.clear()
         self.close()
