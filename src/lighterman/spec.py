@@ -22,6 +22,7 @@ __all__ = [
     "ExitRecord",
     "HostFile",
     "LeaseKind",
+    "LogPolicy",
     "Mount",
     "Overlay",
     "PlainRoot",
@@ -319,6 +320,7 @@ class RestartPolicy(Value, frozen=True):
         raise InvalidSpec(f"restart policy {text!r}: must be no, always, unless-stopped or on-failure[:max]")
 
 
+LogPolicy = Literal["block", "drop-oldest", "drop-newest"]
 LeaseKind = Literal["scope", "process"]
 
 
