@@ -8,6 +8,15 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for true under this name; `typing` itself costs 5 ms
 if TYPE_CHECKING:
     from lighterman.asking import Options as Options
+    from lighterman.checks import Exec as Exec
+    from lighterman.checks import File as File
+    from lighterman.checks import HealthCheck as HealthCheck
+    from lighterman.checks import Http as Http
+    from lighterman.checks import LogPattern as LogPattern
+    from lighterman.checks import Port as Port
+    from lighterman.checks import SdNotify as SdNotify
+    from lighterman.checks import Tcp as Tcp
+    from lighterman.checks import UnixSocket as UnixSocket
     from lighterman.container import Container as Container
     from lighterman.container import Process as Process
     from lighterman.engine import Engine as Engine
@@ -36,6 +45,9 @@ if TYPE_CHECKING:
     from lighterman.journal import Event as Event
     from lighterman.lifecycle.events import State as State
     from lighterman.lifecycle.events import StateInfo as StateInfo
+    from lighterman.lifecycle.health import Health as Health
+    from lighterman.lifecycle.health import HealthReport as HealthReport
+    from lighterman.lifecycle.health import ProbeResult as ProbeResult
     from lighterman.lifecycle.restart import RunEnd as RunEnd
     from lighterman.lifecycle.status import Status as Status
     from lighterman.logs.reader import Cursor as Cursor
@@ -71,11 +83,13 @@ _VALUES = (
 )
 _WHERE = {
     "asking": "Options",
+    "checks": "Exec File HealthCheck Http LogPattern Port SdNotify Tcp UnixSocket",
     "container": "Container Process",
     "engine": "Engine",
     "errors": _ERRORS,
     "journal": "Event",
     "lifecycle.events": "State StateInfo",
+    "lifecycle.health": "Health HealthReport ProbeResult",
     "lifecycle.restart": "RunEnd",
     "lifecycle.status": "Status",
     "logs.reader": "Cursor LogRecord",

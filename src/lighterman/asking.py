@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast
 import msgspec
 
 from lighterman import limits
+from lighterman.checks import HealthCheck, Readiness, storable
 from lighterman.errors import InvalidSpec
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.quantities import parse_cpus, parse_size, parse_swap_size
@@ -46,6 +47,7 @@ class Options(TypedDict, total=False):
             rootfs_rw. init: an init process that reaps. restart: as docker's `--restart`, a
             `RestartPolicy`, or a function of the ends so far to a delay or None, which this process alone knows.
         seccomp: `default`, `unconfined` or a profile's path. runtime: `crun`, `runc` or `youki`.
+        health: a `HealthCheck`. ready: `LogPattern`, `Port` or `SdNotify`.
         stop_signal: a number. terminal: with a terminal of console_size.
     """
 
@@ -86,6 +88,8 @@ class Options(TypedDict, total=False):
     stop_signal: int | None
     restart: str | RestartPolicy | RestartRule
     runtime: str | None
+    health: HealthCheck | None
+    ready: Readiness | None
     terminal: bool
     console_size: ConsoleSize | tuple[int, int] | None
 
@@ -127,6 +131,10 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
             wanted["console_size"] = (
                 value if isinstance(value, ConsoleSize) else ConsoleSize(height=value[0], width=value[1])
             )
+        elif name == "health":
+            if not isinstance(value, HealthCheck):
+                raise InvalidSpec(f"health {value!r}: must be a HealthCheck")
+            wanted["health"] = storable(value)
         elif name in _RESOURCES:
             resources[name] = value
         elif name in _SPEC:

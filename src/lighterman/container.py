@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, NotFound
@@ -19,6 +19,7 @@ from lighterman.stdin import StdinWriter
 if TYPE_CHECKING:
     from lighterman.engine import Engine
     from lighterman.entry import Entry, ExecEntry
+    from lighterman.lifecycle.health import HealthReport
 
 __all__ = ["Container", "Process", "signal_number"]
 
@@ -116,12 +117,41 @@ class Container:
         await self.stop(grace_s=grace_s)
         await self.start()
 
-    async def wait(self) -> ExitRecord:
+    @property
+    def health(self) -> HealthReport | None:
+        """Of the run that is under way or was last, with the last results; None without a check or before a run."""
+        return self._engine.watches.report(self._entry)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the run that is under way has been found to be ready; see the option `ready`."""
+        return self._entry.record.ready and self._entry.record.pid != 0
+
+    @property
+    def status_text(self) -> str | None:
+        """What it said of itself last by sd_notify (STATUS=), with `ready=SdNotify()`; the workload's own words."""
+        return self._engine.watches.said(self._entry)
+
+    @overload
+    async def wait(self, *, until: Literal["exit"] = "exit", timeout_s: float | None = None) -> ExitRecord: ...
+
+    @overload
+    async def wait(
+        self, *, until: Literal["healthy", "unhealthy", "ready"], timeout_s: float | None = None
+    ) -> None: ...
+
+    async def wait(
+        self, *, until: Literal["exit", "healthy", "unhealthy", "ready"] = "exit", timeout_s: float | None = None
+    ) -> ExitRecord | None:
         """How it ended, once it has; a restart by its policy is not the end. Also after it was removed.
 
-        Raises: InvalidState if it was never started.
+        Args: until: or return None once its health check or `ready` says so; restarts are waited through.
+        Raises: InvalidState if it was never started, has no such check, or ends before; OperationTimeout.
         """
-        return await self._entry.wait_exit()
+        if until == "exit":
+            return await self._engine.wait_exit(self._entry, timeout_s)
+        await self._engine.watches.wait(self._entry, until, timeout_s)
+        return None
 
     async def pause(self) -> None:
         """Freeze all its processes. Raises: InvalidState if it is not running, or paused."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -29,6 +29,7 @@ from lighterman.errors import (
     LightermanError,
     NotFound,
     NotSupported,
+    OperationTimeout,
     StoreError,
     UsageError,
 )
@@ -62,6 +63,9 @@ from lighterman.store.memory import MemoryStore
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.streams import Streams
 from lighterman.supervisor.tasks import OwnedTasks
+
+if TYPE_CHECKING:
+    from lighterman.watches import Watches
 
 __all__ = ["Engine"]
 
@@ -103,6 +107,7 @@ class Engine:
         self._host: LinuxHost | None = None
         self._pump: OutputPump | None = None
         self._books = Books(self._store, self._clock)
+        self._watches: Watches | None = None
         self._execs = Execs(self._clock, self._tasks, lambda: self.host, self.client_of)
         self._open = False
         self._closing: asyncio.Task[None] | None = None
@@ -190,6 +195,9 @@ class Engine:
         for client in self._clients.values():
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
+        if self._watches is not None:
+            self._watches.close()
+            self._watches = None
         if self._pump is not None:
             await self._pump.close()
         keeper_ended = self._host is not None and await self._host.close(by_force=self._root.private)
@@ -378,6 +386,8 @@ class Engine:
         spec = await self.spec_of(entry)
         # A store that can't be written refuses the start here, with nothing done.
         await self._books.save(entry)
+        if record.spec.ready is not None:
+            await self.watches.prepare(entry)
         await entry.client.create(record.id, spec, *self.create_options(entry))
         # What was promised to the caller must be there after a crash.
         await entry.told_start.wait()
@@ -419,6 +429,18 @@ class Engine:
         if entry.is_registered:
             client.set_spec(record.id, await self.spec_of(entry))
         await self._books.save(entry)
+
+    async def wait_exit(self, entry: Entry, timeout_s: float | None) -> ExitRecord:
+        """See `Container.wait`."""
+        try:
+            async with self._clock.timeout(timeout_s):
+                return await entry.wait_exit()
+        except TimeoutError as late:
+            raise OperationTimeout(
+                f"container {entry.record.name} had not ended after {timeout_s:g} s",
+                operation="wait",
+                container=entry.record.id,
+            ) from late
 
     async def set_restart_policy(self, entry: Entry, policy: str | RestartPolicy | RestartRule) -> None:
         """See `Container.set_restart_policy`."""
@@ -470,11 +492,31 @@ class Engine:
     async def _take_away(self, entry: Entry) -> None:
         """All that one whose name is free again has left: its files, then its row."""
         entry.output_of.close()
+        if self._watches is not None:
+            self._watches.forget(entry)
         for life in entry.execs.values():
             life.output_of.close()
             life.ended.set()
         await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
         await self._books.bury(entry)
+
+    @property
+    def watches(self) -> Watches:
+        """Health and readiness; imported by who uses it."""
+        if self._watches is None:
+            from lighterman.watches import Watches
+
+            self._watches = Watches(
+                clock=self._clock,
+                tasks=self._tasks,
+                books=self._books,
+                execs=self._execs,
+                host=lambda: self.host,
+                client_of=self.client_of,
+                stop=lambda entry, reason: self._end(entry, reason, limits.STOP_GRACE_S),
+                face=lambda entry: Container(self, entry),
+            )
+        return self._watches
 
     @property
     def execs(self) -> Execs:
@@ -518,6 +560,8 @@ class Engine:
         record.generation, record.pid = info.generation, info.pid
         if info.state in (State.START, State.RESTORE):
             record.started_at, record.exit, record.starting = info.started_at, None, 0
+            if info.state is State.START:
+                record.health, record.ready = None, False
         elif info.state in (State.EXIT, State.RESTART):
             record.pid = 0
             record.exit = await self._with_last_words(entry, exit_record(info, entry.reason))
@@ -541,6 +585,8 @@ class Engine:
             entry.end_known_mono = self._clock.mono()
             entry.told_start.set()
             entry.ended.set()
+        if entry.check is not None or record.spec.health is not None or record.spec.ready is not None:
+            self.watches.changed(entry, info)
 
     async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
         output = entry.output_of
@@ -606,7 +652,8 @@ class Engine:
             options.append(WithLease(OWNER))
         if entry.restart_rule is not None:
             options.append(WithRestartPolicy(entry.restart_rule))
-        elif record.spec.restart.can_restart:
+        elif record.spec.restart != RestartPolicy():
+            # Also a policy that restarts nothing: what it says of delays and the start limit holds for other causes.
             options.append(WithRestartPolicy(record.spec.restart))
         return options
 
@@ -658,7 +705,7 @@ class Engine:
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")
         entry = self.new_entry(Record(id=id, name=name, spec=spec, created_at=self._clock.wall(), lease=lease))
-        entry.restart_rule = rule
+        entry.restart_rule, entry.check = rule, options.get("health")
         self._books.enter(entry)
         try:
             # Everything that can be wrong shows here, before anything is on disk.

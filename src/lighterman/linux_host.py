@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from lighterman import limits
+from lighterman.checks import SdNotify
 from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
@@ -23,6 +24,7 @@ from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, Poke, cgroup_hos
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
+from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
@@ -169,6 +171,10 @@ class LinuxHost:
             for runtime in self._runtimes.values():
                 runtime.keeper = keeper
 
+    def reach(self, runtime: str, id: str) -> Reach | None:
+        """See `OciSystem.reach`."""
+        return self._runtimes[runtime].reach(id) if runtime in self._runtimes else None
+
     # ---- what an earlier engine left ----
 
     @staticmethod
@@ -217,7 +223,10 @@ class LinuxHost:
     async def spec(self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str) -> Spec:
         """Check and encode; `directory` is the container's own. Raises: as `build_spec`."""
         files = EtcFiles(
-            hosts=f"{directory}/hosts", hostname=f"{directory}/hostname", resolv_conf=f"{directory}/resolv.conf"
+            hosts=f"{directory}/hosts",
+            hostname=f"{directory}/hostname",
+            resolv_conf=f"{directory}/resolv.conf",
+            notify=f"{directory}/notify" if isinstance(wanted.ready, SdNotify) else None,
         )
 
         def build() -> Spec:

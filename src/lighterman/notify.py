@@ -17,13 +17,11 @@ import msgspec
 from lighterman import limits
 from lighterman.errors import StoreError
 
-__all__ = ["NOTIFY_DIRECTORY", "NOTIFY_SOCKET", "Notification", "NotifySocket", "parse"]
+__all__ = ["Notification", "NotifySocket", "parse"]
 
 log = logging.getLogger(__name__)
 
-NOTIFY_DIRECTORY = "/run/notify"  # inside the container, where podman has it too
 _NAME = "notify.sock"
-NOTIFY_SOCKET = f"{NOTIFY_DIRECTORY}/{_NAME}"
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         manually_stopped: whether the last run was asked to end; then no policy starts it again.
         lease: what ends it: `scope`, `process`, or None for nothing (it lives on when the engine has gone).
         runtime: which one its last run used.
+        health, ready: of the last run, once it was found to be so: `healthy`, `unhealthy`.
         exit: how the last run ended; None while one is running, and before the first.
     """
 
@@ -35,3 +36,5 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     runtime: str = ""
     started_at: float | None = None
     exit: ExitRecord | None = None
+    health: str | None = None
+    ready: bool = False

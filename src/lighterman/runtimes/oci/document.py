@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from lighterman.checks import SdNotify
 from lighterman.errors import InvalidSpec, NotSupported
 from lighterman.images.image import ImageConfig
 from lighterman.runtimes.oci.cgroups import cgroup_host, check_resources
@@ -23,7 +24,7 @@ from lighterman.runtimes.oci.document_checks import (
 )
 from lighterman.runtimes.oci.document_host import HostFacts
 from lighterman.runtimes.oci.document_linux import encode_linux
-from lighterman.runtimes.oci.document_mounts import EtcFiles, encode_mounts
+from lighterman.runtimes.oci.document_mounts import NOTIFY_DIRECTORY, EtcFiles, encode_mounts
 from lighterman.runtimes.oci.document_process import (
     DEFAULT_PATH,
     INIT_INSIDE,
@@ -251,6 +252,8 @@ def _environment(wanted: ContainerSpec, image: ImageConfig, hostname: str, home:
     env["HOME"] = home
     env |= image.env
     env |= wanted.env
+    if isinstance(wanted.ready, SdNotify):
+        env["NOTIFY_SOCKET"] = f"{NOTIFY_DIRECTORY}/notify.sock"
     check_environment(env, beside=beside)
     return env
 

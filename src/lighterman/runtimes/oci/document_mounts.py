@@ -15,7 +15,9 @@ from lighterman.runtimes.oci.document_host import HostFacts
 from lighterman.runtimes.oci.document_process import INIT_INSIDE
 from lighterman.spec import Mount
 
-__all__ = ["EtcFiles", "encode_mounts"]
+__all__ = ["NOTIFY_DIRECTORY", "EtcFiles", "encode_mounts"]
+
+NOTIFY_DIRECTORY = "/run/notify"  # inside the container, where podman has it too
 
 OciMount = dict[str, Any]
 
@@ -23,11 +25,15 @@ _RECURSIVE_READ_ONLY_SINCE = (5, 12)  # mount_setattr(2)
 
 
 class EtcFiles(msgspec.Struct, frozen=True):
-    """Paths on the host of the container's /etc/hosts, /etc/hostname and /etc/resolv.conf."""
+    """Paths on the host of the container's /etc/hosts, /etc/hostname and /etc/resolv.conf.
+
+    Attributes: notify: a directory with the socket of sd_notify in it; None where there is none.
+    """
 
     hosts: str
     hostname: str
     resolv_conf: str
+    notify: str | None = None
 
 
 def encode_mounts(
@@ -57,6 +63,9 @@ def encode_mounts(
             (files.hosts, "/etc/hosts"),
         ):
             late.append(_bind(source, target, ["rbind", "rprivate", "ro" if read_only else "rw"]))
+        if files.notify is not None:
+            # Read-only: a socket can be sent to all the same.
+            late.append(_bind(files.notify, NOTIFY_DIRECTORY, ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]))
     if init:
         assert host.init_path is not None
         late.append(_bind(host.init_path, INIT_INSIDE, ["bind", "rprivate", "ro", "nosuid", "nodev"]))

@@ -74,6 +74,10 @@ class OciProcess:
     def pid(self) -> int:
         return self._pid
 
+    def duplicate_pidfd(self) -> int | None:
+        """A pidfd of it, the caller's to close; None once it has been closed here."""
+        return os.dup(self._pidfd) if self._pidfd is not None else None
+
     @property
     def has_exited(self) -> bool:
         """Whether its end has been seen here."""

@@ -22,7 +22,7 @@ from lighterman.runtimes.oci.processes import has_exited
 from lighterman.runtimes.oci.rooted import open_inside
 from lighterman.runtimes.oci.syscalls import set_network_namespace
 
-__all__ = ["Reach"]
+__all__ = ["Reach", "in_own_thread"]
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Reach:
 
     async def _connected(self, host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = await _in_own_thread(lambda: self._socket(family), socket.socket.close)
+        made = await in_own_thread(lambda: self._socket(family), socket.socket.close)
         try:
             await asyncio.get_running_loop().sock_connect(made, (host, port))
         except BaseException:
@@ -112,7 +112,7 @@ class Reach:
 
     async def _unix(self, path: str) -> None:
         loop = asyncio.get_running_loop()
-        found = await _in_own_thread(lambda: self._inside(path), os.close)
+        found = await in_own_thread(lambda: self._inside(path), os.close)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
                 made.setblocking(False)
@@ -128,7 +128,7 @@ class Reach:
             finally:
                 os.close(found)
 
-        age_s = time.time() - await _in_own_thread(changed_at, None)
+        age_s = time.time() - await in_own_thread(changed_at, None)
         ok = probe.max_age_s is None or age_s <= probe.max_age_s
         return ok, f"{probe.path} was changed {age_s:.3f} s ago"
 
@@ -153,7 +153,7 @@ class Reach:
         return opened
 
 
-async def _in_own_thread(act: Callable[[], T], discard: Callable[[T], None] | None) -> T:
+async def in_own_thread(act: Callable[[], T], discard: Callable[[T], None] | None) -> T:
     """Do something that may block, or that leaves its thread unfit for anything else; never in the shared pool.
 
     Args: discard: what to do with a result that nobody waits for any more.

@@ -27,6 +27,7 @@ from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.mounts import detached_overlay
+from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.removal import remove_natively
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
@@ -157,6 +158,11 @@ class OciRuntime:
         """When the runtime was called for the init process, and when it had returned; CLOCK_MONOTONIC, seconds."""
         system = self._systems.get(id)
         return system.start_times if system else None
+
+    def reach(self, id: str) -> Reach | None:
+        """See `OciSystem.reach`."""
+        system = self._systems.get(id)
+        return system.reach() if system else None
 
     def root_of(self, id: str) -> int | None:
         """The descriptor of a container's mounted root, for looking inside; None where there is no mount of ours."""

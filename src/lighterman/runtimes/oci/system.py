@@ -33,6 +33,7 @@ from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries
+from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.tree import kill_tree
 from lighterman.runtimes.options import OutputSegments
@@ -117,6 +118,11 @@ class OciSystem:
     @property
     def id(self) -> str:
         return self._id
+
+    def reach(self) -> Reach | None:
+        """A way into its first process's namespaces, the caller's to close; None where none runs."""
+        pidfd = self._init.duplicate_pidfd() if self._init is not None else None
+        return Reach(self._init.pid, pidfd) if self._init is not None and pidfd is not None else None
 
     @property
     def init_job(self) -> str | None:

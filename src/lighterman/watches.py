@@ -1,0 +1,365 @@
+"""What an engine looks at while its containers run: whether they are healthy, and when they are ready.
+
+Everything here belongs to one run, and ends with it; a restart begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from lighterman import limits
+from lighterman.books import Books
+from lighterman.checks import PROBES, Exec, HealthCheck, LogPattern, Port, Readiness, SdNotify
+from lighterman.clock import Clock
+from lighterman.entry import Entry
+from lighterman.errors import InvalidSpec, InvalidState, LightermanError, NotFound, OperationTimeout
+from lighterman.execs import Execs
+from lighterman.journal import Event
+from lighterman.lifecycle.events import State, StateInfo
+from lighterman.lifecycle.health import Health, HealthMonitor, HealthReport, Which
+from lighterman.lifecycle.status import Status
+from lighterman.linux_host import LinuxHost
+from lighterman.logs.reader import Cursor
+from lighterman.notify import NotifySocket
+from lighterman.runtimes.oci.reach import Reach, in_own_thread
+from lighterman.supervisor.client import Client
+from lighterman.supervisor.health import Answer, watch_health
+from lighterman.supervisor.tasks import OwnedTasks
+
+__all__ = ["Until", "Watches"]
+
+log = logging.getLogger(__name__)
+
+Until = Literal["exit", "healthy", "unhealthy", "ready"]
+
+_PORT_FIRST_S, _PORT_MAX_S = 0.02, 1.0  # between looks at a port that is to open: it costs a thread's start each time
+_PORT_TIMEOUT_S = 5.0
+
+
+class _Watch:
+    """One container's."""
+
+    def __init__(self) -> None:
+        self.monitor: HealthMonitor | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self.reach: Reach | None = None
+        self.notify: NotifySocket | None = None
+        self.listening: asyncio.Task[None] | None = None
+        self.run_since = 0.0  # when the run before had ended; CLOCK_MONOTONIC, seconds
+        self._news = asyncio.Event()
+
+    def tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def wait_news(self) -> None:
+        await self._news.wait()
+
+    def end_run(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        self.tasks = []
+        if self.reach is not None:
+            self.reach.close()
+            self.reach = None
+
+    def end(self) -> None:
+        self.end_run()
+        if self.listening is not None:
+            self.listening.cancel()
+        self.notify = self.listening = None
+
+
+class Watches:
+    """Of all containers of one engine.
+
+    Args:
+        host: asked for at each use. stop: by request, saying why. face: what a user's function is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        tasks: OwnedTasks,
+        books: Books,
+        execs: Execs,
+        host: Callable[[], LinuxHost],
+        client_of: Callable[[Entry], Client],
+        stop: Callable[[Entry, str], Awaitable[object]],
+        face: Callable[[Entry], object],
+    ) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._books = books
+        self._execs = execs
+        self._host = host
+        self._client_of = client_of
+        self._stop = stop
+        self._face = face
+        self._watches: dict[str, _Watch] = {}
+
+    # ---- what may be asked ---------------------------------------------------------------------------------------
+
+    def report(self, entry: Entry) -> HealthReport | None:
+        """The health of the run that is under way or was last; None without a check, and before the first run."""
+        watch = self._watches.get(entry.record.id)
+        return watch.monitor.report if watch is not None and watch.monitor is not None else None
+
+    def said(self, entry: Entry) -> str | None:
+        """The last STATUS that it sent by sd_notify."""
+        watch = self._watches.get(entry.record.id)
+        return watch.notify.status if watch is not None and watch.notify is not None else None
+
+    async def wait(self, entry: Entry, until: Until, timeout_s: float | None) -> None:
+        """Return once a container is healthy, unhealthy or ready; restarts by its policy are waited through.
+
+        Raises: InvalidSpec, InvalidState if it has no such check, or ends for good before; OperationTimeout.
+        """
+        record = entry.record
+        if until not in ("healthy", "unhealthy", "ready"):
+            raise InvalidSpec(f"until {until!r}: must be exit, healthy, unhealthy or ready")
+        if (record.spec.ready if until == "ready" else _check_of(entry)) is None:
+            raise InvalidState(
+                f"container {record.name} can't become {until}: it was made without "
+                f"{'ready=' if until == 'ready' else 'health='}",
+                container=record.id,
+            )
+        watch = self._watches.setdefault(record.id, _Watch())
+        try:
+            async with self._clock.timeout(timeout_s):
+                while not _is(entry, until):
+                    if _is_over(entry):
+                        raise InvalidState(
+                            f"container {record.name} ended before it was {until}: {record.exit}", container=record.id
+                        )
+                    await watch.wait_news()
+        except TimeoutError as late:
+            report = self.report(entry)
+            last = f": {report.log[-1].output}" if report is not None and report.log and until != "ready" else ""
+            raise OperationTimeout(
+                f"container {record.name} was not {until} after {timeout_s:g} s{last}",
+                operation="wait",
+                container=record.id,
+            ) from late
+
+    # ---- what the engine tells -----------------------------------------------------------------------------------
+
+    async def prepare(self, entry: Entry) -> None:
+        """Before its start: what the program may find from its first moment on. Raises: StoreError."""
+        if isinstance(entry.record.spec.ready, SdNotify):
+            await self._listen(entry)
+
+    def changed(self, entry: Entry, info: StateInfo) -> None:
+        """A run has begun, was taken up, or has ended; the record says so already."""
+        if _check_of(entry) is None and entry.record.spec.ready is None:
+            return
+        watch = self._watches.setdefault(entry.record.id, _Watch())
+        if info.state in (State.START, State.RESTORE):
+            watch.end_run()
+            self._begin(entry, watch, info)
+        elif info.state is State.RESTART:
+            watch.run_since = info.finished_mono or 0.0
+            watch.end_run()
+        elif info.state is State.EXIT:
+            watch.run_since = info.finished_mono or 0.0
+            watch.end()
+        watch.tell()
+
+    def forget(self, entry: Entry) -> None:
+        """It is removed."""
+        watch = self._watches.pop(entry.record.id, None)
+        if watch is not None:
+            watch.end()
+            watch.tell()
+
+    def close(self) -> None:
+        """The engine ends; its tasks have ended by now."""
+        for watch in self._watches.values():
+            watch.end()
+            watch.tell()
+
+    # ---- one run -------------------------------------------------------------------------------------------------
+
+    def _begin(self, entry: Entry, watch: _Watch, info: StateInfo) -> None:
+        record = entry.record
+        check, ready = _check_of(entry), record.spec.ready
+        if check is not None:
+            watch.monitor = HealthMonitor(
+                check, started=info.started_mono or self._clock.mono(), status=Health(record.health or Health.STARTING)
+            )
+            watching = self._watch_health(entry, watch, watch.monitor)
+            watch.tasks.append(self._tasks.watch(watching, f"health of {record.name}"))
+        if ready is not None and not record.ready:
+            waiting = self._watch_ready(entry, watch, ready, info.generation)
+            watch.tasks.append(self._tasks.watch(waiting, f"readiness of {record.name}"))
+
+    async def _watch_health(self, entry: Entry, watch: _Watch, monitor: HealthMonitor) -> None:
+        async def probe(which: Which) -> Answer:
+            wanted = (monitor.check.startup if which == "startup" else None) or monitor.check.probe
+            if isinstance(wanted, Exec):
+                return await self._execute(entry, wanted)
+            if isinstance(wanted, PROBES):
+                return await self._reach(entry, watch).look(wanted)
+            found = await _call(wanted, self._face(entry))
+            return bool(found), repr(found)
+
+        async def changed(status: Health) -> None:
+            record = entry.record
+            record.health = status
+            last = monitor.report.log[-1].output
+            await self._tell(entry, "health", f"{status}: {last}" if status is Health.UNHEALTHY else status.value)
+            log.info("container %s is %s: %s", record.name, status, last)
+            watch.tell()
+            if status is Health.UNHEALTHY and monitor.check.on_unhealthy != "none":
+                # Not a part of this watch, which ends with the run that the action ends.
+                self._tasks.watch(self._act(entry, monitor.check), f"{record.name} is unhealthy")
+
+        await watch_health(
+            monitor,
+            probe,
+            changed,
+            clock=self._clock,
+            spawn=self._tasks.watch,
+            is_frozen=lambda: entry.record.status is Status.PAUSED,
+        )
+
+    async def _execute(self, entry: Entry, wanted: Exec) -> Answer:
+        done = await self._execs.run(
+            entry,
+            wanted.argv,
+            stdin=None,
+            env=None,
+            workdir=None,
+            user=None,
+            timeout_s=None,
+            max_output=limits.PROBE_OUTPUT_BYTES,
+        )
+        output = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
+        return done.exit.ok, output or str(done.exit)
+
+    def _reach(self, entry: Entry, watch: _Watch) -> Reach:
+        if watch.reach is None:
+            watch.reach = self._host().reach(entry.record.runtime, entry.record.id)
+        if watch.reach is None:
+            raise NotFound(f"container {entry.record.name} has no process that can be reached")
+        return watch.reach
+
+    async def _act(self, entry: Entry, check: HealthCheck) -> None:
+        name, wanted = entry.record.name, check.on_unhealthy
+        try:
+            if callable(wanted):
+                await _call(wanted, self._face(entry))
+                return
+            if wanted == "stop":
+                await self._stop(entry, "unhealthy")
+                return
+            client = self._client_of(entry)
+            entry.reason = entry.reason or "unhealthy"
+            if wanted == "restart":
+                await client.end_run(entry.record.id, grace_s=limits.STOP_GRACE_S, restart="unhealthy")
+            else:
+                await client.end_run(entry.record.id, grace_s=0)
+        except (InvalidState, NotFound) as gone:
+            log.debug("container %s ended before it was acted on: %s", name, gone)
+        except LightermanError as failed:
+            log.error("container %s is unhealthy, and %s failed: %s", name, wanted, failed)
+        except Exception:
+            log.exception("container %s is unhealthy, and its on_unhealthy function failed", name)
+
+    # ---- readiness -----------------------------------------------------------------------------------------------
+
+    async def _watch_ready(self, entry: Entry, watch: _Watch, ready: Readiness, generation: int) -> None:
+        match ready:
+            case LogPattern():
+                if not await _said(entry, ready, generation):
+                    return
+            case Port():
+                await self._port_opened(entry, watch, ready)
+            case SdNotify():
+                notify = await self._listen(entry)
+                await notify.wait_ready(watch.run_since)
+        entry.record.ready = True
+        await self._tell(entry, "ready", None)
+        watch.tell()
+
+    async def _port_opened(self, entry: Entry, watch: _Watch, ready: Port) -> None:
+        wait_s = _PORT_FIRST_S
+        while True:
+            try:
+                async with self._clock.timeout(_PORT_TIMEOUT_S):
+                    await self._reach(entry, watch).look(ready)
+                    return
+            except (OSError, LightermanError) as closed:
+                log.debug("container %s: port %d: %s", entry.record.name, ready.port, closed)
+            await self._clock.sleep(wait_s)
+            wait_s = min(wait_s * 1.5, _PORT_MAX_S)
+
+    async def _listen(self, entry: Entry) -> NotifySocket:
+        """The socket stands over all runs: what a program sends early is there for whoever looks later."""
+        watch = self._watches.setdefault(entry.record.id, _Watch())
+        if watch.notify is None:
+            made = await in_own_thread(lambda: NotifySocket(str(entry.directory / "notify")), NotifySocket.close)
+            watch.notify = made
+            watch.listening = self._tasks.watch(made.receive(), f"notifications of {entry.record.name}")
+            # By whoever ends the task, and not before it has let go of the descriptor.
+            watch.listening.add_done_callback(lambda _: made.close())
+        return watch.notify
+
+    async def _tell(self, entry: Entry, kind: str, reason: str | None) -> None:
+        record = entry.record
+        event = Event(
+            kind=kind,
+            container=record.id,
+            name=record.name,
+            generation=record.generation,
+            pid=record.pid,
+            reason=reason,
+        )
+        await self._books.tell_fact(entry, event)
+
+
+def _check_of(entry: Entry) -> HealthCheck | None:
+    return entry.check or entry.record.spec.health
+
+
+def _is(entry: Entry, until: Until) -> bool:
+    record = entry.record
+    if record.status not in (Status.RUNNING, Status.PAUSED):
+        return False
+    return record.ready if until == "ready" else record.health == until
+
+
+def _is_over(entry: Entry) -> bool:
+    if entry.starting or entry.is_registered:
+        return False
+    return entry.record.status is not Status.CREATED or entry.removed.is_set()
+
+
+async def _call(function: Callable[[Any], Any], face: object) -> object:
+    """A user's function, sync or async; a sync one may block, and gets a thread."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        return await function(face)
+    found = await in_own_thread(lambda: function(face), None)
+    return await found if inspect.isawaitable(found) else found
+
+
+async def _said(entry: Entry, ready: LogPattern, generation: int) -> bool:
+    """Whether a line of this run matched; False if the run has ended without."""
+    pattern = re.compile(ready.pattern.encode())
+    begun: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+    async for record in entry.log.records(Cursor(generation, 0), follow=True):
+        if record.cursor.generation > generation:
+            return False
+        if ready.stream not in (None, record.stream):
+            continue
+        *lines, rest = (begun[record.stream] + record.data).split(b"\n")
+        begun[record.stream] = rest[: limits.READY_LINE_BYTES]
+        if any(pattern.search(line[: limits.READY_LINE_BYTES]) for line in lines):
+            return True
+    return False

@@ -1,0 +1,427 @@
+"""Health and readiness of real containers: every kind of probe, what follows, and what the world does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_support import descriptors
+
+from lighterman import (
+    Container,
+    Engine,
+    Exec,
+    File,
+    Health,
+    HealthCheck,
+    Http,
+    InvalidSpec,
+    InvalidState,
+    LogPattern,
+    OperationTimeout,
+    Port,
+    RestartPolicy,
+    SdNotify,
+    Tcp,
+    UnixSocket,
+)
+from support import eventually
+
+pytestmark = pytest.mark.real
+
+LIMIT_S = 60.0
+HTTPD = "mkdir -p /www; echo hello > /www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"
+NETWORKS = ["none", "host"]
+
+
+def often(probe: Any, **options: Any) -> HealthCheck:
+    return HealthCheck(
+        probe, **{"interval_s": 0.05, "start_interval_s": 0.05, "timeout_s": 30, "retries": 2, **options}
+    )
+
+
+@contextlib.asynccontextmanager
+async def shell(engine: Engine, script: str, **options: Any) -> AsyncIterator[Container]:
+    async with engine.container("busybox", ["sh", "-c", script], **options) as box:
+        yield box
+
+
+async def event_kinds(engine: Engine, box: Container) -> list[str]:
+    events = [event async for event in engine.events(after=0, container=box.id, follow=False)]
+    return [f"{event.kind} {event.reason or ''}".strip().partition(":")[0] for event in events]
+
+
+# ---- each kind of probe ------------------------------------------------------------------------------------------
+
+
+async def test_exec_probe_sees_what_is_inside(engine: Engine) -> None:
+    check = often(Exec(["sh", "-c", "echo looked; test -e /ok"]))
+    async with shell(engine, "touch /ok; exec sleep 1000", health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        assert box.health is not None
+        assert box.health.log[-1].output == "looked"
+        await box.exec(["rm", "/ok"])
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+        assert box.health.status is Health.UNHEALTHY
+        assert box.health.failing_streak >= 2
+        assert box.status == "running"
+
+
+async def test_exec_probe_that_hangs_is_killed_with_its_tree(engine: Engine) -> None:
+    check = often(Exec(["sh", "-c", "sleep 777 & sleep 777"]), timeout_s=0.3, retries=1)
+    async with shell(engine, "exec sleep 1000", health=check) as box:
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+        assert box.health is not None
+        assert "no answer in 0.3 s" in box.health.log[0].output
+    # The engine's end is the test that nothing of the probes is left.
+
+
+async def test_tcp_probe_inside_the_containers_network(engine: Engine) -> None:
+    check = often(Tcp(7001), start_period_s=1000)
+    async with shell(engine, "sleep 0.5; while nc -l -p 7001; do :; done", health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        # Nobody listens there on the host.
+        with socket.socket() as outside:
+            assert outside.connect_ex(("127.0.0.1", 7001)) != 0
+
+
+async def test_tcp_probe_does_not_reach_the_host(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check = often(Tcp(server.getsockname()[1]))
+        async with shell(engine, "exec sleep 1000", health=check) as box:
+            await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+            assert box.health is not None
+            assert "refused" in box.health.log[-1].output.lower()
+
+
+async def test_http_probe(engine: Engine) -> None:
+    check = often(Http(8080, "/index.html"), start_period_s=1000)
+    async with shell(engine, HTTPD, health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        assert box.health is not None
+        assert "200" in box.health.log[-1].output
+
+
+async def test_http_probe_sees_the_status(engine: Engine) -> None:
+    for probe, ok in ((Http(8080, "/none"), False), (Http(8080, "/none", 404), True)):
+        async with shell(engine, HTTPD, health=often(probe, retries=50), ready=Port(8080)) as box:
+            await box.wait(until="ready", timeout_s=LIMIT_S)
+            await box.wait(until="healthy" if ok else "unhealthy", timeout_s=LIMIT_S)
+            assert box.health is not None
+            assert "404" in box.health.log[-1].output
+
+
+async def test_http_probe_of_something_else_is_bounded(engine: Engine) -> None:
+    check = often(Http(7002), retries=1, start_period_s=0)
+    async with shell(engine, "while yes | nc -l -p 7002; do :; done", health=check, ready=Port(7002)) as box:
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        await eventually(lambda: box.health and any("HTTP" in one.output for one in box.health.log), LIMIT_S)
+
+
+async def test_unix_socket_probe_within_the_root(engine: Engine, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        # Nothing in busybox listens on a unix socket: it is bound here, in a directory that both see.
+        check = often(UnixSocket("/link"), start_period_s=1000)
+        script = "ln -s /shared/s.sock /link; exec sleep 1000"
+        async with shell(engine, script, health=check, mounts=[f"{tmp_path}:/shared"]) as box:
+            await eventually(lambda: box.health and box.health.log, LIMIT_S)
+            assert box.health is not None
+            assert box.health.status is Health.STARTING
+            server.bind(str(tmp_path / "s.sock"))
+            server.listen(100)
+            await box.wait(until="healthy", timeout_s=LIMIT_S)
+
+
+async def test_file_probe_wants_it_fresh_and_inside(engine: Engine, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.touch()
+    check = often(File(str(outside)), retries=1)
+    async with shell(
+        engine, f"mkdir -p {tmp_path}; ln -s ../../../../../..{outside} /x; sleep 1000", health=check
+    ) as box:
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+    check = often(File("/beat", max_age_s=1.5), start_period_s=1000)
+    async with shell(engine, "while [ ! -e /stop ]; do touch /beat; sleep 0.2; done; sleep 1000", health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        await box.exec(["touch", "/stop"])
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+
+
+async def test_function_as_probe(engine: Engine) -> None:
+    seen: list[str] = []
+
+    async def probe(box: Container) -> bool:
+        seen.append(box.name)
+        return (await box.exec(["true"])).exit.ok
+
+    def blocking(box: Container) -> bool:
+        assert threading.current_thread() is not threading.main_thread()
+        raise LookupError(box.name)
+
+    async with shell(engine, "exec sleep 1000", health=often(probe), name="fn") as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+    async with shell(engine, "exec sleep 1000", health=often(blocking), name="bl") as box:
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+        assert box.health is not None
+        assert box.health.log[-1].output == "LookupError: bl"
+    assert set(seen) == {"fn"}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+async def test_probes_make_no_process_and_leave_nothing(engine: Engine, network: str) -> None:
+    check = often(Tcp(7003), interval_s=0.01, retries=1000)
+    async with shell(engine, "exec sleep 1000", health=check, network=network) as box:
+        before = descriptors(), os.readlink("/proc/self/ns/net")
+        pids = {process.pid for process in await box.top()}
+        await eventually(lambda: box.health and box.health.failing_streak > 50, LIMIT_S)
+        assert {process.pid for process in await box.top()} == pids
+        assert os.readlink("/proc/self/ns/net") == before[1]
+        # A probe may be under way: its socket, its look at the namespace.
+        assert abs(descriptors() - before[0]) <= 4
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("reach") <= 1
+
+
+# ---- what follows ------------------------------------------------------------------------------------------------
+
+
+async def test_on_unhealthy_restart_needs_no_policy_and_tells_why(engine: Engine) -> None:
+    check = often(File("/ok"), on_unhealthy="restart")
+    script = "[ -e /again ] && touch /ok; touch /again; trap 'exit 0' TERM; while :; do sleep 0.05; done"
+    async with shell(engine, script, health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        assert box._entry.record.generation == 2
+        events = [event async for event in engine.events(after=0, container=box.id, follow=False)]
+        ended = next(event for event in events if event.kind == "restart")
+        assert ended.exit is not None
+        assert (ended.exit.code, ended.exit.reason, ended.reason) == (0, "unhealthy", "unhealthy")
+        kinds = await event_kinds(engine, box)
+        assert kinds == ["create", "start", "health unhealthy", "restart unhealthy", "start", "health healthy"]
+
+
+async def test_on_unhealthy_restart_holds_the_start_limit(engine: Engine) -> None:
+    policy = RestartPolicy(burst=3, interval_s=600, initial_delay_s=0)
+    check = often(File("/never"), on_unhealthy="restart", retries=1)
+    async with shell(engine, "trap 'exit 0' TERM; while :; do sleep 0.05; done", health=check, restart=policy) as box:
+        exit = await box.wait(timeout_s=LIMIT_S)
+        assert (exit.generation, exit.reason) == (3, "unhealthy")
+
+
+async def test_on_unhealthy_stop_stays_down(engine: Engine) -> None:
+    check = often(File("/never"), on_unhealthy="stop")
+    script = "trap 'exit 5' TERM; while :; do sleep 0.05; done"
+    async with shell(engine, script, health=check, restart="always") as box:
+        exit = await box.wait(timeout_s=LIMIT_S)
+        assert (exit.code, exit.reason, exit.generation) == (5, "unhealthy", 1)
+
+
+async def test_on_unhealthy_kill_leaves_it_to_the_policy(engine: Engine) -> None:
+    check = often(File("/never"), on_unhealthy="kill")
+    async with shell(engine, "exec sleep 1000", health=check, restart="on-failure:2") as box:
+        exit = await box.wait(timeout_s=LIMIT_S)
+        assert (exit.signal, exit.reason, exit.generation) == (9, "unhealthy", 3)
+
+
+async def test_on_unhealthy_function_is_given_the_container(engine: Engine) -> None:
+    async def act(box: Container) -> None:
+        await box.stop(grace_s=0)
+
+    check = often(File("/never"), on_unhealthy=act)
+    async with shell(engine, "exec sleep 1000", health=check) as box:
+        assert (await box.wait(timeout_s=LIMIT_S)).reason == "stop"
+
+
+async def test_a_stop_by_request_is_not_undone_by_on_unhealthy(engine: Engine) -> None:
+    check = often(File("/never"), on_unhealthy="restart", retries=1)
+    async with shell(engine, "trap '' TERM; while :; do sleep 0.05; done", health=check) as box:
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+        assert (await box.stop(grace_s=0)) is not None
+        assert box.status == "exited"
+
+
+async def test_paused_is_not_unhealthy(engine: Engine) -> None:
+    check = often(Exec(["true"]), timeout_s=0.5, retries=1)
+    async with shell(engine, "exec sleep 1000", health=check) as box:
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        await box.pause()
+        with pytest.raises(OperationTimeout):
+            await box.wait(until="unhealthy", timeout_s=2)
+        await box.resume()
+        assert box.health is not None
+        assert box.health.status is Health.HEALTHY
+
+
+async def test_startup_probe_comes_first(engine: Engine) -> None:
+    check = often(File("/never"), startup=File("/up"), start_period_s=1000, retries=1)
+    async with shell(engine, "exec sleep 1000", health=check) as box:
+        await eventually(lambda: box.health and box.health.log, LIMIT_S)
+        assert box.health is not None
+        assert {result.which for result in box.health.log} == {"startup"}
+        await box.exec(["touch", "/up"])
+        await eventually(lambda: box.health and box.health.log[-1].which == "liveness", LIMIT_S)
+        assert box.health.status is Health.STARTING
+
+
+# ---- waiting -----------------------------------------------------------------------------------------------------
+
+
+async def test_waiting_for_what_never_comes(engine: Engine) -> None:
+    async with shell(engine, "exec sleep 1000", health=often(File("/never"), retries=1000)) as box:
+        with pytest.raises(OperationTimeout, match="healthy"):
+            await box.wait(until="healthy", timeout_s=0.5)
+        with pytest.raises(InvalidState, match="ready="):
+            await box.wait(until="ready", timeout_s=1)
+        with pytest.raises(InvalidSpec):
+            await box.wait(until="happy")  # type: ignore[call-overload]
+        with pytest.raises(OperationTimeout):
+            await box.wait(timeout_s=0.1)
+        waiting = asyncio.create_task(box.wait(until="healthy"))
+        await box.kill()
+        with pytest.raises(InvalidState, match="ended before it was healthy"):
+            await asyncio.wait_for(waiting, LIMIT_S)
+
+
+async def test_waiting_may_begin_before_the_start(engine: Engine) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], health=often(Exec(["true"])))
+    waiting = asyncio.create_task(box.wait(until="healthy", timeout_s=LIMIT_S))
+    await box.start()
+    await waiting
+    await box.remove(force=True)
+    with pytest.raises(InvalidState):
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+
+
+async def test_wrong_options_are_refused(engine: Engine) -> None:
+    for options in ({"health": Tcp(80)}, {"health": "true"}, {"ready": Tcp(80)}, {"ready": "up"}):
+        with pytest.raises(InvalidSpec):
+            await engine.create("busybox", ["true"], **options)
+
+
+# ---- readiness ---------------------------------------------------------------------------------------------------
+
+
+async def test_ready_by_log_pattern_over_pieces_and_streams(engine: Engine) -> None:
+    script = "echo not yet; printf 'server lis' >&2; sleep 0.3; echo 'tening on 80' >&2; exec sleep 1000"
+    async with shell(engine, script, ready=LogPattern(r"listening on \d+$", "stderr")) as box:
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        assert box.is_ready
+        assert (await event_kinds(engine, box))[-1] == "ready"
+    async with shell(engine, script, ready=LogPattern("listening", "stdout")) as box:
+        with pytest.raises(OperationTimeout):
+            await box.wait(until="ready", timeout_s=1)
+
+
+async def test_ready_by_log_pattern_is_of_this_run(engine: Engine) -> None:
+    script = "[ -e /second ] || { touch /second; echo ready; sleep 0.2; exit 1; }; sleep 1; echo ready; exec sleep 1000"
+    async with shell(engine, script, ready=LogPattern("^ready$"), restart="on-failure") as box:
+        await eventually(lambda: box._entry.record.generation == 2 and box.status == "running", LIMIT_S)
+        assert not box.is_ready
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        assert box._entry.record.generation == 2
+
+
+async def test_ready_by_port(engine: Engine) -> None:
+    async with shell(engine, "sleep 0.5; while nc -l -p 7004; do :; done", ready=Port(7004)) as box:
+        assert not box.is_ready
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+
+
+async def test_ready_ends_with_the_container(engine: Engine) -> None:
+    async with shell(engine, "sleep 0.3", ready=Port(7005)) as box:
+        with pytest.raises(InvalidState, match="ended before it was ready"):
+            await box.wait(until="ready", timeout_s=LIMIT_S)
+
+
+# Nothing in busybox sends to a unix datagram socket: this interpreter does it, in a root that is the host's /.
+NOTIFY = """
+import os, socket, sys, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect(os.environ["NOTIFY_SOCKET"])
+for word in sys.argv[1:]:
+    if word.startswith("sleep="):
+        time.sleep(float(word[6:]))
+    elif word == "huge":
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        s.send(b"READY=1\\n" + b"x" * 100000)
+    elif word.startswith("first=") and not os.path.exists("/second"):
+        s.send(word[6:].encode())
+    elif word == "exit-once" and not os.path.exists("/second"):
+        open("/second", "w").close()
+        sys.exit(1)
+    elif word == "exit-once" or word.startswith("first="):
+        continue
+    else:
+        s.send(word.encode())
+time.sleep(1000)
+"""
+
+
+PYTHON = os.path.realpath("/usr/bin/python3")
+PYTHON_MOUNTS = [f"{path}:{path}:ro" for path in ("/usr", "/lib", "/lib64") if os.path.exists(path)]
+
+
+@contextlib.asynccontextmanager
+async def notifying(engine: Engine, *words: str, **options: Any) -> AsyncIterator[Container]:
+    if not os.access(PYTHON, os.X_OK):
+        pytest.skip("no /usr/bin/python3 on this host, which would send the notifications")
+    async with engine.container(
+        "busybox", [PYTHON, "-I", "-c", NOTIFY, *words], ready=SdNotify(), mounts=PYTHON_MOUNTS, **options
+    ) as box:
+        yield box
+
+
+async def test_ready_by_sd_notify(engine: Engine) -> None:
+    async with notifying(engine, "STATUS=loading", "garbage", "sleep=0.3", "READY=1\nSTATUS=serving") as box:
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        assert box.status_text == "serving"
+
+
+async def test_sd_notify_at_the_first_moment_and_as_nobody(engine: Engine) -> None:
+    async with notifying(engine, "READY=1", user="65534:65534", read_only=True) as box:
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+
+
+async def test_sd_notify_of_too_much_is_left_out(engine: Engine) -> None:
+    async with notifying(engine, "huge", "STATUS=sent") as box:
+        await eventually(lambda: box.status_text == "sent", LIMIT_S)
+        assert not box.is_ready
+
+
+async def test_sd_notify_counts_for_its_run_only(engine: Engine) -> None:
+    words = ("first=READY=1", "sleep=0.5", "exit-once", "STATUS=second", "sleep=1", "READY=1")
+    async with notifying(engine, *words, restart="on-failure") as box:
+        await eventually(lambda: box.status_text == "second", LIMIT_S)
+        assert not box.is_ready
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        assert box._entry.record.generation == 2
+
+
+# ---- the next engine ---------------------------------------------------------------------------------------------
+
+
+async def test_health_and_readiness_go_on_under_the_next_engine(tmp_path: Path, real_runtime: str) -> None:
+    check = often(File("/ok"), retries=1)
+    script = "touch /ok; echo ready; exec sleep 1000"
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.create(
+            "busybox", ["sh", "-c", script], name="box", lease=None, health=check, ready=LogPattern("ready")
+        )
+        await box.start()
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.get("box")
+        await eventually(lambda: box.health, LIMIT_S)
+        assert box.is_ready
+        assert box.health is not None
+        assert box.health.status is Health.HEALTHY
+        await box.exec(["rm", "/ok"])
+        await box.wait(until="unhealthy", timeout_s=LIMIT_S)
+        await box.remove(force=True)
