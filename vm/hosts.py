@@ -33,7 +33,7 @@ HOSTS = (
     Host(
         name="v2-systemd",
         title="cgroup v2 with systemd as init and cgroup manager; the tests are a unit with `Delegate=yes`",
-        kernel_arguments="systemd.unit=basic.target systemd.wants=vm.service systemd.mask=timers.target",
+        kernel_arguments="systemd.show_status=false systemd.unit=basic.target systemd.wants=vm.service systemd.mask=timers.target",
     ),
 )
 
@@ -46,4 +46,17 @@ SUITES = ("tests/keeper", "tests/logs")
 NOT_THERE = ("tests/keeper/test_keeper_many.py",)
 
 # What a change has to pass in a virtual machine: pytest's node ids; one that is missing is an error.
-SMOKE: tuple[str, ...] = ()
+SMOKE = (
+    "tests/real/test_run.py::test_run_both_streams_are_kept_apart",
+    "tests/real/test_limits_in_force.py::test_memory_limit_is_in_force",
+    "tests/real/test_limits_in_force.py::test_cpus_are_in_force",
+    "tests/real/test_limits_in_force.py::test_pids_limit_is_in_force",
+    "tests/real/test_limits_in_force.py::test_oom_of_the_init_is_the_reason",
+    "tests/real/test_pause_stats_top_update.py::test_pause_nothing_runs_and_resume_goes_on",
+    "tests/real/test_pause_stats_top_update.py::test_stats_count_what_was_used",
+    "tests/real/test_exec.py::test_exec_timeout_its_whole_tree_is_gone",
+    "tests/real/test_stop.py::test_stop_term_ignored_is_killed_after_the_grace",
+    "tests/oci/test_mounts.py::test_overlay_of_many_layers",
+    "tests/keeper/test_keeper_takeover.py::test_a_spawn_whose_engine_died_is_found",
+    "tests/keeper/test_keeper_takeover.py::test_a_keeper_in_groups_of_its_own",
+)
