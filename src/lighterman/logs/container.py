@@ -11,7 +11,8 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -77,18 +78,18 @@ class ContainerLog:
         self._expecting = False
         self._tell()
 
-    def records(self, after: Cursor | None = None, *, follow: bool = False) -> AsyncIterator[LogRecord]:
+    def records(self, after: Cursor | None = None, *, follow: bool = False) -> AsyncGenerator[LogRecord, None]:
         """Everything there is after a cursor, in order, each piece once; with `follow` also what comes, until `end`.
 
         Raises: as `batches`.
         """
         return self.select(LogQuery(after=after, follow=follow))
 
-    def select(self, query: LogQuery) -> AsyncIterator[LogRecord]:
+    def select(self, query: LogQuery) -> AsyncGenerator[LogRecord, None]:
         """What a query asks for, record by record. Raises: as `batches`."""
         return _one_by_one(self.batches(query))
 
-    async def batches(self, query: LogQuery) -> AsyncIterator[list[LogRecord]]:
+    async def batches(self, query: LogQuery) -> AsyncGenerator[list[LogRecord], None]:
         """What a query asks for, as many records at a time as there are at hand.
 
         Never holds the container up: who reads too slowly finds what was rotated away counted in `LogRecord.lost`.
@@ -103,11 +104,12 @@ class ContainerLog:
             delay_s = max(query.until - time.time(), 0.0)
             timer = asyncio.get_running_loop().call_later(delay_s, self._pass, watch)
         try:
-            async for pieces in self._pieces(query, watch):
-                if records := selection.of(pieces):
-                    yield records
-                if selection.over:
-                    return
+            async with aclosing(self._pieces(query, watch)) as all_pieces:
+                async for pieces in all_pieces:
+                    if records := selection.of(pieces):
+                        yield records
+                    if selection.over:
+                        return
             if records := selection.rest():
                 yield records
         finally:
@@ -120,22 +122,24 @@ class ContainerLog:
 
     # ---- pieces, as they were written ----
 
-    async def _pieces(self, query: LogQuery, watch: _Watch) -> AsyncIterator[list[LogRecord]]:
+    async def _pieces(self, query: LogQuery, watch: _Watch) -> AsyncGenerator[list[LogRecord], None]:
         place = query.after or Cursor(0, 0)
         while True:
             news = self._news
             follow = query.follow and self._expecting and not watch.passed
             for generation in await asyncio.to_thread(list_generations, self._directory):
                 if generation >= place.generation and not self._is_live(generation):
-                    async for records in self._stored(generation, place, query):
-                        place = records[-1].cursor
-                        yield records
+                    async with aclosing(self._stored(generation, place, query)) as stored:
+                        async for records in stored:
+                            place = records[-1].cursor
+                            yield records
             live = self._live
             if live is not None and live[0] >= place.generation:
                 generation, sink = live
-                async for records in self._running(generation, sink, place, query, watch, follow=follow):
-                    place = records[-1].cursor
-                    yield records
+                async with aclosing(self._running(generation, sink, place, query, watch, follow=follow)) as running:
+                    async for records in running:
+                        place = records[-1].cursor
+                        yield records
                 # Of this run nothing more comes.
                 if sink.ended:
                     place = max(place, Cursor(generation, sink.progress))
@@ -146,7 +150,7 @@ class ContainerLog:
     def _is_live(self, generation: int) -> bool:
         return self._live is not None and self._live[0] == generation
 
-    async def _stored(self, generation: int, place: Cursor, query: LogQuery) -> AsyncIterator[list[LogRecord]]:
+    async def _stored(self, generation: int, place: Cursor, query: LogQuery) -> AsyncGenerator[list[LogRecord], None]:
         directory = str(self._directory / str(generation))
         pieces = _Pieces(generation, place)
         reader = SegmentReader(directory, await _begin(directory, pieces.begin, query))
@@ -161,7 +165,7 @@ class ContainerLog:
 
     async def _running(
         self, generation: int, sink: OutputSink, place: Cursor, query: LogQuery, watch: _Watch, *, follow: bool
-    ) -> AsyncIterator[list[LogRecord]]:
+    ) -> AsyncGenerator[list[LogRecord], None]:
         pieces = _Pieces(generation, place)
         stream = FrameStream(sink, await _begin(sink.directory, pieces.begin, query), pinned=False)
         try:
@@ -295,10 +299,12 @@ class _Pieces:
         return LogRecord(STREAM_NAMES[frame.stream], frame.time_ns / 1e9, data, cursor, frame.lost)
 
 
-async def _one_by_one(batches: AsyncIterator[list[LogRecord]]) -> AsyncIterator[LogRecord]:
-    async for records in batches:
-        for record in records:
-            yield record
+async def _one_by_one(batches: AsyncGenerator[list[LogRecord], None]) -> AsyncGenerator[LogRecord, None]:
+    # Closed from the outside in: who stops early leaves nothing open.
+    async with aclosing(batches):
+        async for records in batches:
+            for record in records:
+                yield record
 
 
 async def _begin(directory: str, offset: int, query: LogQuery) -> int:
