@@ -85,7 +85,7 @@ async def test_exec_probe_that_hangs_is_killed_with_its_tree(engine: Engine) -> 
 
 async def test_tcp_probe_inside_the_containers_network(engine: Engine) -> None:
     check = often(Tcp(7001), start_period_s=1000)
-    async with shell(engine, "sleep 0.5; while nc -l -p 7001; do :; done", health=check) as box:
+    async with shell(engine, "sleep 0.5; while :; do nc -l -p 7001; done", health=check) as box:
         await box.wait(until="healthy", timeout_s=LIMIT_S)
         # Nobody listens there on the host.
         with socket.socket() as outside:
@@ -120,7 +120,7 @@ async def test_http_probe_sees_the_status(engine: Engine) -> None:
 
 async def test_http_probe_of_something_else_is_bounded(engine: Engine) -> None:
     check = often(Http(7002), retries=1, start_period_s=0)
-    async with shell(engine, "while yes | nc -l -p 7002; do :; done", health=check, ready=Port(7002)) as box:
+    async with shell(engine, "while :; do yes | nc -l -p 7002; done", health=check, ready=Port(7002)) as box:
         await box.wait(until="ready", timeout_s=LIMIT_S)
         await eventually(lambda: box.health and any("HTTP" in one.output for one in box.health.log), LIMIT_S)
 
@@ -328,7 +328,7 @@ async def test_ready_by_log_pattern_is_of_this_run(engine: Engine) -> None:
 
 
 async def test_ready_by_port(engine: Engine) -> None:
-    async with shell(engine, "sleep 0.5; while nc -l -p 7004; do :; done", ready=Port(7004)) as box:
+    async with shell(engine, "sleep 0.5; while :; do nc -l -p 7004; done", ready=Port(7004)) as box:
         assert not box.is_ready
         await box.wait(until="ready", timeout_s=LIMIT_S)
 
