@@ -23,7 +23,7 @@ SRC = ROOT / "src" / "lighterman"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
-    ("engine", "container", "doctor"),
+    ("engine", "container", "doctor", "comparison"),
     ("watches",),
     ("recovery", "execs"),
     ("books", "capture"),
@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    ("spec", "checks", "errors", "ends", "limits", "clock", "flag", "quantities", "record", "results", "roots"),
+    ("spec", "checks", "errors", "ends", "limits", "clock", "flag", "quantities", "record", "results", "roots", "trees"),
 )
 
 # The exceptions; values and their helpers at the bottom may use each other.

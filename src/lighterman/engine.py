@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -63,6 +62,7 @@ from lighterman.store.memory import MemoryStore
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.streams import Streams
 from lighterman.supervisor.tasks import OwnedTasks
+from lighterman.trees import remove_tree
 
 if TYPE_CHECKING:
     from lighterman.watches import Watches
@@ -793,7 +793,7 @@ def _timings(entry: Entry, began: float, known: float) -> Timings:
 
 def _remove_tree(path: str) -> None:
     try:
-        shutil.rmtree(path)
+        remove_tree(path)
     except FileNotFoundError:
         return
     except OSError as failed:

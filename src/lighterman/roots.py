@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import threading
 import uuid
 
 from lighterman.errors import InvalidSpec, RootLocked, StoreError
+from lighterman.trees import remove_tree
 
 __all__ = ["StateRoot", "abandoned", "default_run", "default_state"]
 
@@ -90,7 +90,7 @@ class StateRoot:
         """Take a private root away, whole. Raises: StoreError naming what can't be removed."""
         for path in (self.run, self.state):
             try:
-                shutil.rmtree(path)
+                remove_tree(path)
             except FileNotFoundError:
                 continue
             except OSError as failed:
@@ -101,7 +101,7 @@ class StateRoot:
         if not self.run.startswith(f"{default_run()}/roots/"):
             return  # the default root's also holds those of others
         try:
-            shutil.rmtree(self.run)
+            remove_tree(self.run)
         except FileNotFoundError:
             return
         except OSError as failed:
