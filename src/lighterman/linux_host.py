@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -207,6 +208,20 @@ class LinuxHost:
                 runtime = await self.runtime(held.meta.runtime)
                 await runtime.remove_remains(held.meta.id)
 
+    async def remove_remains(self, *, except_of: set[str]) -> None:
+        """Take away the bundles, runtime states and cgroups of runs that nobody knows of any more."""
+        for name in RUNTIMES:
+            states = await asyncio.to_thread(_listed, f"{self._root.run}/runtime/{name}")
+            for id in states - except_of:
+                await (await self.runtime(name)).remove_remains(id)
+        for id in await asyncio.to_thread(_listed, f"{self._root.run}/bundles") - except_of:
+            await (await self.runtime(None)).remove_remains(id)
+
+    def remove_directories(self, *, except_of: set[str]) -> None:
+        """Take away what containers have written that are in no book. Blocking."""
+        for id in _listed(f"{self._root.state}/containers") - except_of:
+            shutil.rmtree(self._root.container(id), ignore_errors=True)
+
     async def _end_job(self, job: JobState) -> None:
         await end_job(self.keeper, job, self._cgroups)
 
@@ -325,6 +340,13 @@ def _read(path: str) -> str:
             return file.read(65536)
     except OSError:
         return ""
+
+
+def _listed(directory: str) -> set[str]:
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
 
 
 async def _sweep() -> None:

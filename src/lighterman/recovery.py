@@ -48,6 +48,9 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for unknown in jobs.values():
         # Its container was never written down, or has been removed: nobody waits for it.
         await host.end_jobs(unknown)
+    # Who was killed while it removed something has left a part of it.
+    await host.remove_remains(except_of={entry.record.id for entry in books if entry.is_registered})
+    await asyncio.to_thread(host.remove_directories, except_of={entry.record.id for entry in books})
 
 
 def _decoded(encoded: bytes) -> Record:

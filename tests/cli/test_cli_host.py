@@ -73,7 +73,7 @@ def test_version_without_a_runtime(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_doctor() -> None:
     said = lighterman("doctor")
-    findings = json.loads(lighterman("doctor", "--json").stdout)
+    findings = json.loads(lighterman("doctor", "--json").stdout)["findings"]
     assert {"name", "status", "text"} <= set(findings[0])
     missing = [finding for finding in findings if finding["status"] == "missing"]
     assert said.returncode == (1 if missing else 0)

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+from urllib.parse import quote
 
 from lighterman.errors import StoreError
 from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
 from lighterman.store.migrations import migrate
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "read_records"]
 
 _Result = TypeVar("_Result")
 
@@ -186,3 +187,22 @@ def _answer(waiting: Sequence[asyncio.Future[int]], outcome: list[int] | StoreEr
             done.exception()  # who asked may have been cancelled meanwhile
         else:
             done.set_result(outcome[index])
+
+
+def read_records(path: str) -> list[bytes]:
+    """The records of a store that nobody has open, without changing it; none if there is no such file. Blocking.
+
+    Raises: StoreError.
+    """
+    try:
+        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
+        try:
+            return [row[0] for row in connection.execute("SELECT record FROM containers ORDER BY rowid")]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as failed:
+        if not os.path.exists(path):
+            return []
+        raise StoreError(f"{path}: {failed}") from failed
+    except sqlite3.Error as failed:
+        raise StoreError(f"{path}: {failed}") from failed
