@@ -1,4 +1,7 @@
-"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]` and `python -m vm shell [--host NAME]`."""
+"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]`, `... shell [--host NAME]`, and `... table`.
+
+`table` writes docs/hosts.md of what the last runs of all hosts brought back; `test` does it after a whole run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,6 +23,7 @@ from vm.hosts import HERE, HOSTS, MARK, NOT_THERE, SMOKE, SUITES, Host
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "vm"
+RESULTS = BUILD / "results"
 TABLE = ROOT / "docs" / "hosts.md"
 NOT_INTO = {"build", "dist", "__pycache__"}  # and what begins with a dot
 TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
@@ -28,7 +33,7 @@ SMOKE_BOUND_S = 1200.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__)
-    parser.add_argument("verb", choices=("test", "shell"))
+    parser.add_argument("verb", choices=("test", "shell", "table"))
     parser.add_argument("--host", choices=[host.name for host in HOSTS], action="append", help="only this one")
     parser.add_argument("--smoke", action="store_true", help="the selection that every change has to pass; no table")
     parser.add_argument("--timeout-s", type=float, help="for each host")
@@ -37,6 +42,8 @@ def main() -> int:
         print("vm: making the image and running containers need root", file=sys.stderr)
         return 1
 
+    # As Ctrl-C: what was made on the way is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     machines = [host for host in HOSTS if host is not HERE]
     chosen = [host for host in HOSTS if host.name in options.host] if options.host else list(HOSTS)
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -44,12 +51,18 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if options.verb == "shell":
             return shell(chosen[0] if options.host else machines[-1])
-        if options.smoke:
-            smoke = list(SMOKE)
-            bound_s = options.timeout_s or SMOKE_BOUND_S
-            return test([host for host in chosen if host is not HERE], selection or smoke, bound_s, complete=False)
-        complete = not selection and not options.host
-        return test(chosen, selection or _files(), options.timeout_s or BOUND_S, complete=complete)
+        if options.verb == "table":
+            problems = table()
+        elif options.smoke:
+            there = [host for host in chosen if host is not HERE]
+            problems = test(there, selection or list(SMOKE), options.timeout_s or SMOKE_BOUND_S)
+        else:
+            problems = test(chosen, selection or _files(), options.timeout_s or BOUND_S)
+            if not selection and not options.host:
+                problems += table()
+    for problem in problems:
+        print(f"FAILED {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _files() -> list[str]:
@@ -81,15 +94,13 @@ def shell(host: Host) -> int:
     return 0
 
 
-def test(hosts: list[Host], selection: list[str], bound_s: float, *, complete: bool) -> int:
-    """Run `selection`, pytest's arguments, on each host. `complete`: write the table and look for what ran nowhere."""
+def test(hosts: list[Host], selection: list[str], bound_s: float) -> list[str]:
+    """Run `selection`, pytest's arguments, on each host, and give back what went wrong."""
     problems: list[str] = []
-    runs: dict[Host, list[results.Case]] = {}
-    facts: dict[Host, dict[str, str]] = {}
     for host in hosts:
         print(f"\n== {host.name}: {host.title}", flush=True)
         started = time.monotonic()
-        folder = BUILD / "results" / host.name
+        folder = RESULTS / host.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
@@ -97,24 +108,35 @@ def test(hosts: list[Host], selection: list[str], bound_s: float, *, complete: b
                 _run_here(selection, folder, bound_s)
             else:
                 _run_there(host, selection, folder, bound_s)
-            runs[host] = results.read_junit(folder / "junit.xml")
-            facts[host] = dict(line.split("=", 1) for line in (folder / "facts").read_text().splitlines())
             code = int((folder / "exit").read_text())
-        except (machine.Failed, subprocess.TimeoutExpired, OSError, ParseError, tarfile.TarError) as error:
+        except (machine.Failed, subprocess.TimeoutExpired, OSError, ValueError, tarfile.TarError) as error:
             problems.append(f"{host.name}: {error}")
             continue
         if code:
             problems.append(f"{host.name}: pytest ended with {code}: see {folder}")
         print(f"== {host.name}: {time.monotonic() - started:.0f} s", flush=True)
-    if complete and len(runs) == len(hosts):
-        for name, reasons in results.nowhere(runs).items():
-            problems.append(f"ran nowhere: {name}: " + "; ".join(f"{host}: {why}" for host, why in reasons.items()))
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(results.table(runs, facts))
-        print(f"\nwritten: {TABLE.relative_to(ROOT)}")
-    for problem in problems:
-        print(f"FAILED {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return problems
+
+
+def table() -> list[str]:
+    """Write the table of what each host's last run brought back; what is wrong with that as a whole."""
+    runs: dict[Host, list[results.Case]] = {}
+    facts: dict[Host, dict[str, str]] = {}
+    problems: list[str] = []
+    for host in HOSTS:
+        folder = RESULTS / host.name
+        try:
+            runs[host] = results.read_junit(folder / "junit.xml")
+            facts[host] = dict(line.split("=", 1) for line in (folder / "facts").read_text().splitlines())
+        except (OSError, ParseError) as error:
+            runs.pop(host, None)
+            problems.append(f"{host.name} is not in the table: {error}")
+    for name, reasons in results.nowhere(runs).items():
+        problems.append(f"ran nowhere: {name}: " + "; ".join(f"{host}: {why}" for host, why in reasons.items()))
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(results.table(runs, facts))
+    print(f"\nwritten: {TABLE.relative_to(ROOT)}")
+    return problems
 
 
 def _run_here(selection: list[str], folder: Path, bound_s: float) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Image", "ready"]
 
@@ -62,8 +63,13 @@ def _key() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def _project() -> dict[str, Any]:
+    """The table of that name in pyproject.toml."""
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
+
+
 def _requirements() -> list[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     return [requirement for requirement in wanted if not requirement.startswith(NOT_INSIDE)]
 
@@ -93,7 +99,9 @@ def _debian(tree: Path) -> None:
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
     # Nothing here has to outlive a power cut.
     options += ["--dpkgopt=force-unsafe-io", f"--customize-hook={GUEST / 'kernel.sh'}"]
-    _run("mmdebstrap", *options, SUITE, tree, *sources)
+    # What it mounts and starts goes with it, however it ends.
+    alone = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
+    _run(*alone, "mmdebstrap", *options, SUITE, tree, *sources)
 
 
 def _virtual_environment(tree: Path) -> None:
@@ -105,6 +113,11 @@ def _virtual_environment(tree: Path) -> None:
     pip += ["--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"]
     _run(*pip, *_requirements())
     (packages / "lighterman.pth").write_text("/checkout/src\n")
+    for name, target in _project()["scripts"].items():
+        module, _, function = target.partition(":")
+        script = tree / "venv" / "bin" / name
+        script.write_text(f"#!/venv/bin/python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+        script.chmod(0o755)
 
 
 def _run(*command: str | Path) -> None:
