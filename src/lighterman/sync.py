@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lighterman import container as waiting
 from lighterman import engine as engines
@@ -35,6 +35,9 @@ from lighterman.logs.streams import LogStream
 from lighterman.results import Result
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
+
+if TYPE_CHECKING:
+    from lighterman.lifecycle.health import HealthReport
 
 __all__ = ["Container", "Engine", "OutputReader", "Process", "StdinWriter"]
 
@@ -324,9 +327,34 @@ class Container:
         """Stop it, if it runs, and start it."""
         self._loop.call(self._container.restart(grace_s=grace_s))
 
-    def wait(self) -> ExitRecord:
-        """How it ended, once it has; a restart by its policy is not the end."""
-        return self._loop.call(self._container.wait())
+    @property
+    def health(self) -> HealthReport | None:
+        """Of the run that is under way or was last; None without a check or before a run."""
+        return self._container.health
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the run that is under way has been found to be ready."""
+        return self._container.is_ready
+
+    @property
+    def status_text(self) -> str | None:
+        """What it said of itself last by sd_notify."""
+        return self._container.status_text
+
+    @overload
+    def wait(self, *, until: Literal["exit"] = "exit", timeout_s: float | None = None) -> ExitRecord: ...
+
+    @overload
+    def wait(self, *, until: Literal["healthy", "unhealthy", "ready"], timeout_s: float | None = None) -> None: ...
+
+    def wait(
+        self, *, until: Literal["exit", "healthy", "unhealthy", "ready"] = "exit", timeout_s: float | None = None
+    ) -> ExitRecord | None:
+        """How it ended, once it has; or return None once it is healthy, unhealthy, ready."""
+        if until == "exit":
+            return self._loop.call(self._container.wait(timeout_s=timeout_s))
+        return self._loop.call(self._container.wait(until=until, timeout_s=timeout_s))
 
     def pause(self) -> None:
         """Freeze all its processes."""
