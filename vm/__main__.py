@@ -32,7 +32,7 @@ SMOKE_BOUND_S = 1200.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__, allow_abbrev=False)
     parser.add_argument("verb", choices=("test", "shell", "table"))
     parser.add_argument("--host", choices=[host.name for host in HOSTS], action="append", help="only this one")
     parser.add_argument("--smoke", action="store_true", help="the selection that every change has to pass; no table")
