@@ -1,0 +1,181 @@
+"""What every store does, and what only SQLite can do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from lighterman.errors import StoreError
+from lighterman.store.base import Change, Store, Tombstone
+from lighterman.store.memory import MemoryStore
+from lighterman.store.migrations import MIGRATIONS, SCHEMA, migrate
+from lighterman.store.sqlite import SqliteStore, read_records
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store
+    if request.param == "memory":
+        made = MemoryStore()
+    else:
+        made = sqlite = SqliteStore(str(tmp_path / "state.db"))
+        await sqlite.open()
+    yield made
+    await made.close()
+
+
+async def test_events_are_numbered_in_the_order_of_their_commits(store: Store) -> None:
+    numbers = [await store.commit(Change(event=(float(i), b"%d" % i))) for i in range(5)]
+    assert numbers == [1, 2, 3, 4, 5]
+    events, oldest = await store.events(2, 100)
+    assert [(event.seq, event.at, event.body) for event in events] == [(3, 2.0, b"2"), (4, 3.0, b"3"), (5, 4.0, b"4")]
+    assert oldest == 1
+    assert await store.last_event() == 5
+
+
+async def test_events_read_page_by_page(store: Store) -> None:
+    for i in range(7):
+        await store.commit(Change(event=(0.0, b"%d" % i)))
+    place, read = 0, []
+    while page := (await store.events(place, 3))[0]:
+        read += [event.body for event in page]
+        place = page[-1].seq
+    assert read == [b"%d" % i for i in range(7)]
+
+
+async def test_trim_lets_the_oldest_go_and_never_gives_a_number_twice(store: Store) -> None:
+    for i in range(10):
+        await store.commit(Change(event=(float(i), b"")))
+    await store.trim(older_than=4.0, keep=3)
+    events, oldest = await store.events(0, 100)
+    assert [event.seq for event in events] == [8, 9, 10]
+    assert oldest == 8
+    await store.trim(older_than=1e18, keep=0)
+    assert (await store.events(0, 100))[1] == 11
+    assert await store.commit(Change(event=(0.0, b""))) == 11
+
+
+async def test_many_commits_at_once_all_happen(store: Store) -> None:
+    numbers = await asyncio.gather(*(store.commit(Change(event=(0.0, b"%d" % i))) for i in range(200)))
+    assert sorted(numbers) == list(range(1, 201))
+
+
+async def open_at(path: Path) -> SqliteStore:
+    store = SqliteStore(str(path))
+    await store.open()
+    return store
+
+
+async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = await open_at(path)
+    await store.commit(Change(save=("a", b"1")))
+    await store.commit(Change(save=("b", b"2")))
+    await store.commit(Change(save=("a", b"3")))
+    await store.commit(Change(delete="b", tombstone=Tombstone("b", "name", 100.0, b"2")))
+    await store.close()
+    assert read_records(str(path)) == [b"3"]
+    store = await open_at(path)
+    loaded = await store.load("boot-1", now=50.0)
+    assert loaded.records == (b"3",)
+    assert loaded.tombstones == (Tombstone("b", "name", 100.0, b"2"),)
+    assert loaded.boot_id is None
+    assert (await store.load("boot-2", now=100.0)).tombstones == ()
+    assert (await store.load("boot-2", now=100.0)).boot_id == "boot-2"
+    await store.close()
+
+
+@pytest.mark.parametrize("version", range(SCHEMA))
+async def test_every_older_schema_is_brought_up_with_what_is_in_it(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    migrate(connection, str(path), upto=version)
+    if version >= 1:
+        connection.execute("INSERT INTO containers VALUES ('old', x'31')")
+    connection.close()
+    store = await open_at(path)
+    loaded = await store.load("boot", now=0.0)
+    assert loaded.records == ((b"1",) if version >= 1 else ())
+    assert await store.commit(Change(event=(0.0, b"e"))) == 1
+    await store.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+    connection.close()
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    assert sorted(MIGRATIONS) == list(range(1, SCHEMA + 1))
+
+
+async def test_newer_schema_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version={SCHEMA + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="newer version") as refused:
+        await open_at(path)
+    assert "\n" not in str(refused.value)
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"not a database at all, and long enough to be looked at " * 100)
+    with pytest.raises(StoreError):
+        await open_at(path)
+
+
+async def test_commit_that_fails_has_not_happened_and_the_next_one_does(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = await open_at(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("DROP TABLE events")
+    with pytest.raises(StoreError, match="did not happen"):
+        await store.commit(Change(save=("a", b"1"), event=(0.0, b"")))
+    assert other.execute("SELECT count(*) FROM containers").fetchone() == (0,)
+    await store.commit(Change(save=("a", b"1")))
+    assert other.execute("SELECT count(*) FROM containers").fetchone() == (1,)
+    other.close()
+    await store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)], check=True)
+    yield small
+    subprocess.run(["umount", str(small)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+
+
+async def test_full_disk_refuses_a_commit_and_takes_it_when_there_is_room(small_disk: Path) -> None:
+    store = await open_at(small_disk / "state.db")
+    with pytest.raises(OSError, match="No space"):
+        fill(small_disk / "filler")
+    with pytest.raises(StoreError):
+        await store.commit(Change(save=("a", b"x" * 100_000), event=(0.0, b"")))
+    (small_disk / "filler").unlink()
+    assert await store.commit(Change(save=("a", b"x" * 100_000), event=(0.0, b""))) == 1
+    await store.close()
+
+
+async def test_closed_store_says_so(tmp_path: Path) -> None:
+    store = await open_at(tmp_path / "state.db")
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.commit(Change(save=("a", b"")))
+    with pytest.raises(StoreError, match="closed"):
+        await store.events(0, 1)
