@@ -609,7 +609,8 @@ class Engine:
             pid=info.pid,
             exit=exit,
         )
-        await self._books.tell_fact(entry, event)
+        if life is None or not life.is_probe:
+            await self._books.tell_fact(entry, event)
         if life is not None and exit is not None:
             life.exit = exit
             life.log.end()

@@ -50,6 +50,7 @@ class Execs:
         user: str | None = None,
         terminal: bool = False,
         console_size: ConsoleSize | None = None,
+        is_probe: bool = False,
     ) -> ExecEntry:
         """See `Container.start_exec`."""
         client = self._client_of(entry)
@@ -70,6 +71,7 @@ class Execs:
             stdin=stdin,
         )
         life = entry.new_exec(os.urandom(6).hex())
+        life.is_probe = is_probe
         try:
             life.pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:
@@ -92,10 +94,13 @@ class Execs:
         user: str | None,
         timeout_s: float | None,
         max_output: int,
+        is_probe: bool = False,
     ) -> Result:
         """See `Container.exec`."""
         began = self._clock.mono()
-        life = await self.start(entry, argv, stdin=stdin is not None, env=env, workdir=workdir, user=user)
+        life = await self.start(
+            entry, argv, stdin=stdin is not None, env=env, workdir=workdir, user=user, is_probe=is_probe
+        )
         try:
             if stdin is not None:
                 writer = life.require_stdin()

@@ -239,6 +239,7 @@ class Watches:
             user=None,
             timeout_s=None,
             max_output=limits.PROBE_OUTPUT_BYTES,
+            is_probe=True,
         )
         output = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
         return done.exit.ok, output or str(done.exit)
