@@ -79,7 +79,7 @@ class ExecEntry:
         self.output_of = Output()
         self.exit: ExitRecord | None = None
         self.reason: str | None = None
-        self.is_probe = False  # of a health check: what goes on every few seconds would drive all else out of the journal
+        self.is_probe = False  # of a health check: too frequent for the journal
         self.ended = Flag()
 
     def require_stdin(self) -> StdinWriter:
