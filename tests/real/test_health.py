@@ -72,6 +72,9 @@ async def test_exec_probe_sees_what_is_inside(engine: Engine) -> None:
         assert box.health.status is Health.UNHEALTHY
         assert box.health.failing_streak >= 2
         assert box.status == "running"
+        kinds = await event_kinds(engine, box)
+        # The one exec of ours, none of the probes'.
+        assert kinds == ["create", "start", "health healthy", "start-process", "exit-process", "health unhealthy"]
 
 
 async def test_exec_probe_that_hangs_is_killed_with_its_tree(engine: Engine) -> None:
