@@ -52,11 +52,15 @@ if TYPE_CHECKING:
     from lighterman.lifecycle.status import Status as Status
     from lighterman.logs.reader import Cursor as Cursor
     from lighterman.logs.reader import LogRecord as LogRecord
+    from lighterman.logs.state import LogState as LogState
+    from lighterman.logs.state import SinkState as SinkState
     from lighterman.results import Result as Result
     from lighterman.spec import BlkioLimit as BlkioLimit
+    from lighterman.spec import CallableSink as CallableSink
     from lighterman.spec import ConsoleSize as ConsoleSize
     from lighterman.spec import Device as Device
     from lighterman.spec import ExitRecord as ExitRecord
+    from lighterman.spec import JournaldSink as JournaldSink
     from lighterman.spec import Mount as Mount
     from lighterman.spec import Overlay as Overlay
     from lighterman.spec import PlainRoot as PlainRoot
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
     from lighterman.spec import RestartPolicy as RestartPolicy
     from lighterman.spec import Spec as Spec
     from lighterman.spec import Statistics as Statistics
+    from lighterman.spec import SyslogSink as SyslogSink
     from lighterman.spec import Timings as Timings
     from lighterman.spec import Ulimit as Ulimit
     from lighterman.supervisor.backend import Backend as Backend
@@ -78,8 +83,8 @@ _ERRORS = (
     "OperationTimeout RootLocked RuntimeFailed RuntimeUnavailable ServicingFailed StoreError UsageError"
 )
 _VALUES = (
-    "BlkioLimit ConsoleSize Device ExitRecord Mount Overlay PlainRoot ProcessConfig ProcessSummary Resources "
-    "RestartPolicy Spec Statistics Timings Ulimit"
+    "BlkioLimit CallableSink ConsoleSize Device ExitRecord JournaldSink Mount Overlay PlainRoot ProcessConfig "
+    "ProcessSummary Resources RestartPolicy Spec Statistics SyslogSink Timings Ulimit"
 )
 _WHERE = {
     "asking": "Options",
@@ -93,6 +98,7 @@ _WHERE = {
     "lifecycle.restart": "RunEnd",
     "lifecycle.status": "Status",
     "logs.reader": "Cursor LogRecord",
+    "logs.state": "LogState SinkState",
     "results": "Result",
     "spec": _VALUES,
     "supervisor.backend": "Backend",

@@ -16,16 +16,20 @@ from lighterman.lifecycle.restart import RestartRule
 from lighterman.quantities import parse_cpus, parse_size, parse_swap_size
 from lighterman.spec import (
     BlkioLimit,
+    CallableSink,
     ConsoleSize,
     ContainerSpec,
     Device,
+    JournaldSink,
+    LogPolicy,
     Mount,
     Resources,
     RestartPolicy,
+    SyslogSink,
     Ulimit,
 )
 
-__all__ = ["Options", "check_name", "container_spec", "split_restart"]
+__all__ = ["Options", "check_name", "container_spec", "split_restart", "split_sinks"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -47,6 +51,8 @@ class Options(TypedDict, total=False):
             rootfs_rw. init: an init process that reaps. restart: as docker's `--restart`, a
             `RestartPolicy`, or a function of the ends so far to a delay or None, which this process alone knows.
         seccomp: `default`, `unconfined` or a profile's path. runtime: `crun`, `runc` or `youki`.
+        log_policy: `block`, `drop-oldest` or `drop-newest`, for when the disk refuses output.
+        log_sinks: `JournaldSink`, `SyslogSink`, `CallableSink`: where each line goes beside the log's own files.
         health: a `HealthCheck`. ready: `LogPattern`, `Port` or `SdNotify`.
         stop_signal: a number. terminal: with a terminal of console_size.
     """
@@ -88,6 +94,8 @@ class Options(TypedDict, total=False):
     stop_signal: int | None
     restart: str | RestartPolicy | RestartRule
     runtime: str | None
+    log_policy: LogPolicy
+    log_sinks: Sequence[JournaldSink | SyslogSink | CallableSink]
     health: HealthCheck | None
     ready: Readiness | None
     terminal: bool
@@ -131,6 +139,8 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
             wanted["console_size"] = (
                 value if isinstance(value, ConsoleSize) else ConsoleSize(height=value[0], width=value[1])
             )
+        elif name == "log_sinks":
+            wanted["log_sinks"] = split_sinks(value)[0]
         elif name == "health":
             if not isinstance(value, HealthCheck):
                 raise InvalidSpec(f"health {value!r}: must be a HealthCheck")
@@ -158,6 +168,25 @@ def split_restart(policy: str | RestartPolicy | RestartRule) -> tuple[RestartPol
     if callable(policy):
         return RestartPolicy(), policy
     raise InvalidSpec(f"restart policy {policy!r}: must be a text, a RestartPolicy or a function")
+
+
+def split_sinks(
+    sinks: Sequence[JournaldSink | SyslogSink | CallableSink],
+) -> tuple[tuple[JournaldSink | SyslogSink, ...], tuple[CallableSink, ...]]:
+    """What can be stored of them, and what only this process knows. Raises: InvalidSpec."""
+    for sink in sinks:
+        if not isinstance(sink, JournaldSink | SyslogSink | CallableSink):
+            raise InvalidSpec(f"log sink {sink!r:.140}: must be a JournaldSink, SyslogSink or CallableSink")
+        if isinstance(sink, SyslogSink):
+            from lighterman.logs.sinks.syslog import syslog_address
+
+            syslog_address(sink.address)
+        elif isinstance(sink, JournaldSink) and (not sink.path.startswith("/") or "\0" in sink.path):
+            raise InvalidSpec(f"journald socket {sink.path!r:.140}: must be an absolute path")
+        elif isinstance(sink, CallableSink) and not callable(sink.function):
+            raise InvalidSpec(f"log sink {sink!r:.140}: must have a function")
+    kept = tuple(sink for sink in sinks if isinstance(sink, JournaldSink | SyslogSink))
+    return kept, tuple(sink for sink in sinks if isinstance(sink, CallableSink))
 
 
 def check_name(name: str) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import signal as signals
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, NotFound
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
-from lighterman.logs.reader import Cursor, LogRecord
+from lighterman.logs.query import log_query
+from lighterman.logs.reader import Cursor, LogRecord, StreamName
+from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
 from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
 from lighterman.stdin import StdinWriter
 
 if TYPE_CHECKING:
+    import datetime
+
     from lighterman.engine import Engine
     from lighterman.entry import Entry, ExecEntry
     from lighterman.lifecycle.health import HealthReport
@@ -247,12 +251,35 @@ class Container:
             raise NotFound(f"container {self.name} has no process {id!r:.140}", container=self.id)
         return Process(self._engine, self._entry, life)
 
-    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
+    def logs(
+        self,
+        *,
+        after: Cursor | None = None,
+        follow: bool = False,
+        since: datetime.datetime | float | None = None,
+        until: datetime.datetime | float | None = None,
+        tail: int | None = None,
+        streams: StreamName | Iterable[StreamName] = ("stdout", "stderr"),
+        lines: bool = False,
+    ) -> AsyncIterator[LogRecord]:
         """What it wrote, all runs, piece by piece as it was read from it; from `after` a record's cursor on.
 
-        Args: follow: go on with what comes, until the container has ended for good.
+        Args:
+            follow: go on with what comes, until the container has ended for good.
+            since, until: a datetime with a time zone, or Unix seconds; with `follow`, `until` ends it at that time.
+            tail: the last so many records (lines, with `lines`) of those, and then what comes.
+            lines: each record is one line with its newline; one without is `partial`. Bytes are what they were.
+
+        Raises: InvalidSpec.
         """
-        return self._entry.log.records(after, follow=follow)
+        query = log_query(after=after, follow=follow, since=since, until=until, tail=tail, streams=streams, lines=lines)
+        return self._entry.log.select(query)
+
+    @property
+    def log_state(self) -> LogState:
+        """Whether its output waits or is dropped, how much of it was, and how its sinks are doing."""
+        feeds = self._entry.feeds
+        return self._entry.log.state(feeds.states if feeds is not None else ())
 
     async def remove(self, *, force: bool = False) -> None:
         """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import msgspec
 
 from lighterman import limits, recovery
-from lighterman.asking import Options, check_name, container_spec, split_restart
+from lighterman.asking import Options, check_name, container_spec, split_restart, split_sinks
 from lighterman.books import Books
 from lighterman.capture import Captured, capture
 from lighterman.clock import Clock, SystemClock
@@ -198,6 +198,8 @@ class Engine:
         if self._watches is not None:
             self._watches.close()
             self._watches = None
+        for entry in self._books:
+            await entry.end_feeds()
         if self._pump is not None:
             await self._pump.close()
         keeper_ended = self._host is not None and await self._host.close(by_force=self._root.private)
@@ -358,9 +360,12 @@ class Engine:
         record = entry.record
         if entry not in self._books:
             raise NotFound(f"container {record.name} was removed", container=record.id)
+        if entry.removing:
+            raise _is_being_removed(entry)
         if entry.starting or entry.is_registered:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
         entry.starting = True
+        entry.start_over.clear()
         self.host.poke()
         try:
             await self._start(entry)
@@ -372,6 +377,7 @@ class Engine:
         finally:
             record.starting = 0
             entry.starting = False
+            entry.start_over.set()
             entry.output_of.let_go_soon()
 
     async def _start(self, entry: Entry) -> None:
@@ -388,9 +394,22 @@ class Engine:
         await self._books.save(entry)
         if record.spec.ready is not None:
             await self.watches.prepare(entry)
+        if entry.removing:
+            raise _is_being_removed(entry)
         await entry.client.create(record.id, spec, *self.create_options(entry))
-        # What was promised to the caller must be there after a crash.
-        await entry.told_start.wait()
+        try:
+            # What was promised to the caller must be there after a crash.
+            await entry.told_start.wait()
+        except asyncio.CancelledError:
+            await to_its_end(self._tasks.finish(self._undo_start(entry), f"undo the start of {record.name}"))
+            raise
+
+    async def _undo_start(self, entry: Entry) -> None:
+        try:
+            if await self._end(entry, "cancelled", 0):
+                await entry.ended.wait()
+        except LightermanError as failed:
+            log.error("container %s: undoing its start failed: %s", entry.record.name, failed)
 
     async def stop_container(self, entry: Entry, grace_s: float) -> ExitRecord | None:
         """See `Container.stop`."""
@@ -474,8 +493,15 @@ class Engine:
 
     async def _remove(self, entry: Entry) -> None:
         record = entry.record
-        if await self._end(entry, "removed", 0):
-            await entry.ended.wait()
+        # A start that has not come to its runtime yet goes no further, and what it has made is there to be removed.
+        entry.removing = True
+        try:
+            if await self._end(entry, "removed", 0):
+                await entry.ended.wait()
+            await entry.start_over.wait()
+        except BaseException:
+            entry.removing = False
+            raise
         # Two may have waited for the same end.
         if entry not in self._books:
             return
@@ -484,7 +510,7 @@ class Engine:
             # From here on it is removed, whoever dies: the next engine goes on with it.
             await self._books.save(entry)
         except StoreError:
-            record.status = before
+            record.status, entry.removing = before, False
             raise
         self._books.strike(entry)
         await self._take_away(entry)
@@ -492,6 +518,8 @@ class Engine:
     async def _take_away(self, entry: Entry) -> None:
         """All that one whose name is free again has left: its files, then its row."""
         entry.output_of.close()
+        entry.log.end()
+        await entry.end_feeds(limits.SINK_DRAIN_S)
         if self._watches is not None:
             self._watches.forget(entry)
         for life in entry.execs.values():
@@ -646,7 +674,12 @@ class Engine:
         """For its next run."""
         record = entry.record
         options: list[CreateOption] = [
-            OutputSegments(self._root.container(record.id), limits.SEGMENT_BYTES, limits.SEGMENT_FILES),
+            OutputSegments(
+                self._root.container(record.id),
+                limits.SEGMENT_BYTES,
+                limits.SEGMENT_FILES,
+                policy=record.spec.log_policy,
+            ),
             FirstRun(record.generation + 1, record.manually_stopped),
         ]
         if record.lease is not None:
@@ -701,6 +734,7 @@ class Engine:
         self._must_be_open()
         policy, rule = split_restart(options.get("restart", "no"))
         spec = container_spec(image, argv, stdin=stdin, options={**options, "restart": policy})
+        _, callables = split_sinks(options.get("log_sinks", ()))
         id = os.urandom(16).hex()
         name = check_name(name) if name is not None else f"lm-{id[:12]}"
         if (spec.image is None) == (spec.rootfs is None):
@@ -711,7 +745,9 @@ class Engine:
         try:
             # Everything that can be wrong shows here, before anything is on disk.
             await self.spec_of(entry)
+            self._must_be_open()
             await self._books.tell(entry, Event(kind="create", container=id, name=name))
+            entry.feed_sinks(callables)
         except BaseException as failed:
             if isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.
@@ -767,6 +803,11 @@ class Engine:
     def _must_be_open(self) -> None:
         if not self._open:
             raise InvalidState("the engine is not running: use `async with Engine() as engine`")
+
+
+def _is_being_removed(entry: Entry) -> InvalidState:
+    name, id = entry.record.name, entry.record.id
+    return InvalidState(f"container {name} is being removed", operation="start", container=id)
 
 
 def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lighterman import limits
 from lighterman.checks import HealthCheck
@@ -19,10 +21,13 @@ from lighterman.logs.reader import read_frames
 from lighterman.logs.sink import OutputSink, Pin, StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.record import Record
-from lighterman.spec import ExitRecord, ProcessConfig
+from lighterman.spec import CallableSink, ExitRecord, LogPolicy, ProcessConfig
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams
+
+if TYPE_CHECKING:
+    from lighterman.logs.feeds import Feeds
 
 __all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "take_output"]
 
@@ -71,11 +76,11 @@ class Output:
 class ExecEntry:
     """One exec process."""
 
-    def __init__(self, name: str, pump: OutputPump, directory: Path) -> None:
+    def __init__(self, name: str, pump: OutputPump, directory: Path, policy: LogPolicy = "block") -> None:
         self.name = name
         self.pid = 0
         self.directory = directory
-        self.log = ContainerLog(pump, directory)
+        self.log = ContainerLog(pump, directory, policy=policy)
         self.output_of = Output()
         self.exit: ExitRecord | None = None
         self.reason: str | None = None
@@ -112,7 +117,8 @@ class Entry:
     def __init__(self, record: Record, pump: OutputPump, directory: Path) -> None:
         self.record = record
         self.directory = directory
-        self.log = ContainerLog(pump, directory / "logs")
+        self.log = ContainerLog(pump, directory / "logs", policy=record.spec.log_policy)
+        self.feeds: Feeds | None = None
         self._pump = pump
         self.client: Client | None = None  # of the runtime that its last run used
         self.process: ProcessConfig | None = None  # of its last run
@@ -126,6 +132,9 @@ class Entry:
         self.removed = Flag()
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
+        self.start_over = Flag()  # no start is under way
+        self.start_over.set()
+        self.removing = False
         self.restoring = False  # an earlier engine's run is being taken up
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
@@ -134,8 +143,27 @@ class Entry:
 
     def new_exec(self, name: str) -> ExecEntry:
         """Enter a further process."""
-        life = self.execs[name] = ExecEntry(name, self._pump, self.directory / "execs" / name)
+        life = self.execs[name] = ExecEntry(
+            name, self._pump, self.directory / "execs" / name, self.record.spec.log_policy
+        )
         return life
+
+    def feed_sinks(self, callables: Sequence[CallableSink] = ()) -> None:
+        """Begin to feed its log's sinks, if it has any."""
+        spec = self.record.spec
+        if spec.log_sinks or callables:
+            # Only who has sinks pays for them.
+            from lighterman.logs.feeds import Feeds
+            from lighterman.logs.sinks.base import LogSource
+
+            source = LogSource(self.record.id, self.record.name, spec.image or spec.rootfs or "")
+            self.feeds = Feeds(self.log, self.directory / "sinks", source, spec.log_sinks, callables)
+
+    async def end_feeds(self, within_s: float = 0.0) -> None:
+        """Stop feeding; what is still to come has so many seconds."""
+        feeds, self.feeds = self.feeds, None
+        if feeds is not None:
+            await feeds.finish(within_s)
 
     @property
     def is_registered(self) -> bool:

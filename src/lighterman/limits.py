@@ -88,6 +88,13 @@ EVENTS_KEPT = _count("EVENTS_KEPT", 100_000)  # events; about 20 MB on disk
 EVENTS_KEPT_S = _number("EVENTS_KEPT_S", 30 * 86400.0)  # a month of history, where there is room
 STORE_RETRY_S = _number("STORE_RETRY_S", 1.0)  # between attempts to commit an exit while the disk is full
 
+# ---- log sinks ----
+SINK_SEND_S = _number("SINK_SEND_S", 10.0)  # for one record; a daemon that takes nothing for so long is hung
+SINK_RETRY_FIRST_S = _number("SINK_RETRY_FIRST_S", 0.1)  # after a failure; doubling
+SINK_RETRY_MAX_S = _number("SINK_RETRY_MAX_S", 30.0)  # ... at most
+SINK_SAVE_S = _number("SINK_SAVE_S", 1.0)  # between two times that a sink's place is written down
+SINK_DRAIN_S = _number("SINK_DRAIN_S", 2.0)  # for the last records of a container that is removed
+
 # ---- sizes ----
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024  # captured by run() and exec(), each stream
 SEGMENT_BYTES = _count("SEGMENT_BYTES", 10_000_000)  # rotated by default: 5 x 10 MB

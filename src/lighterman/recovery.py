@@ -70,6 +70,7 @@ async def _take_up_one(
         await host.end_jobs(jobs)
         engine.go_on(engine.finish_removal(entry), f"remove {record.name}")
         return
+    entry.feed_sinks()
     if record.starting or record.status in (Status.CREATED, Status.EXITED):
         await _settle_the_ended(host, books, entry, jobs)
         if rebooted and _is_due_at_boot(record):

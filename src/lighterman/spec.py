@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal as signals
 import warnings
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -15,12 +15,14 @@ from lighterman.errors import InvalidSpec
 
 __all__ = [
     "BlkioLimit",
+    "CallableSink",
     "ConsoleSize",
     "ContainerSpec",
     "Device",
     "ExitCode",
     "ExitRecord",
     "HostFile",
+    "JournaldSink",
     "LeaseKind",
     "LogPolicy",
     "Mount",
@@ -33,6 +35,7 @@ __all__ = [
     "Rootfs",
     "Spec",
     "Statistics",
+    "SyslogSink",
     "Timings",
     "Ulimit",
     "User",
@@ -321,6 +324,43 @@ class RestartPolicy(Value, frozen=True):
 
 
 LogPolicy = Literal["block", "drop-oldest", "drop-newest"]
+
+
+class JournaldSink(Value, frozen=True, tag="journald"):
+    """Also sends each line to journald, by its native protocol; `identifier` is the container's name by default."""
+
+    path: str = "/run/systemd/journal/socket"
+    identifier: str | None = None
+
+
+class SyslogSink(Value, frozen=True, tag="syslog"):
+    """Also sends each line to a syslog daemon, in the form of RFC 5424.
+
+    Attributes:
+        address: the path of a datagram socket, or `udp://IP:PORT`. UDP tells nobody what it has lost.
+        facility: 0 to 23; 1 is `user`. identifier: the application's name there; by default the container's.
+    """
+
+    address: str = "/dev/log"
+    facility: Annotated[int, msgspec.Meta(ge=0, le=23)] = 1
+    identifier: str | None = None
+
+
+class CallableSink:
+    """Also calls `function(record)` for each line, in order, from the container's creation on.
+
+    A coroutine function runs on the event loop; any other one in a thread of its own, so that it may block. What it
+    raises is shown in `Container.log_state`, and the same record is offered again later. A record without data counts
+    in `lost` what is missing. It ends with this process.
+    """
+
+    def __init__(self, function: Callable[[Any], object]) -> None:
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"CallableSink({self.function!r})"
+
+
 LeaseKind = Literal["scope", "process"]
 
 
@@ -336,6 +376,8 @@ class ContainerSpec(Value, frozen=True):
         runtime: `crun`, `runc`, `youki` or None for the first that works here.
         seccomp: `default`, `unconfined`, or the path of a profile in Docker's format.
         health, ready: see `lighterman.checks`; of health what can be stored.
+        log_policy: what happens when the disk refuses output, or a reader that may lose nothing falls behind: `block`
+            (the program waits), `drop-oldest`, `drop-newest`. log_sinks: where the log goes beside its files.
     """
 
     image: str | None = None
@@ -368,6 +410,8 @@ class ContainerSpec(Value, frozen=True):
     stop_signal: int | None = None
     restart: RestartPolicy = RestartPolicy()
     runtime: str | None = None
+    log_policy: LogPolicy = "block"
+    log_sinks: tuple[JournaldSink | SyslogSink, ...] = ()
     health: HealthCheck | None = None
     ready: Readiness | None = None
 

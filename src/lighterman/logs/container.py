@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -24,6 +25,7 @@ from lighterman.logs.pump import OutputPump
 from lighterman.logs.query import LogQuery, Selection
 from lighterman.logs.reader import STREAM_NAMES, Cursor, Frame, LogRecord, SegmentReader, offset_since
 from lighterman.logs.sink import OutputSink
+from lighterman.logs.state import LogState, SinkState
 from lighterman.logs.streams import FrameStream
 from lighterman.spec import LogPolicy
 
@@ -116,9 +118,26 @@ class ContainerLog:
             if timer is not None:
                 timer.cancel()
 
-    async def wait_news(self) -> None:
-        """Return when a run was opened, or the last one that was due has ended."""
-        await self._news.wait()
+    @property
+    def news(self) -> Flag:
+        """Set when a run is opened, or when the last one that was due has ended; then there is another one."""
+        return self._news
+
+    def state(self, sinks: tuple[SinkState, ...] = ()) -> LogState:
+        """How the run that is under way, or was last, is doing."""
+        if self._live is None:
+            return LogState(policy=self.policy, sinks=sinks)
+        sink = self._live[1]
+        why: Literal["disk", "reader"] | None = "disk" if sink.error else "reader"
+        return LogState(
+            policy=self.policy,
+            blocked=why if sink.blocked or (sink.error and not sink.dropping) else None,
+            dropping=why if sink.dropping else None,
+            error=str(sink.error) if sink.error else None,
+            dropped_bytes=sink.writer.dropped,
+            evicted_bytes=sink.writer.evicted,
+            sinks=sinks,
+        )
 
     # ---- pieces, as they were written ----
 

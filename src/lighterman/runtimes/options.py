@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lighterman.runtimes.base import CreateOption
-from lighterman.spec import RestartPolicy
+from lighterman.spec import LogPolicy, RestartPolicy
 
 __all__ = [
     "Credentials",
@@ -94,13 +94,14 @@ class OutputSegments(CreateOption, frozen=True):
     """Linux: where a keeper puts output while no engine is connected; the bounds are those of each process.
 
     Attributes:
-        directory: the container's own. generation: the run; set by the lifecycle.
+        directory: the container's own. generation: the run; set by the lifecycle. policy: see `ContainerSpec`.
     """
 
     directory: str
     max_bytes: int
     max_files: int
     generation: int = 1
+    policy: LogPolicy = "block"
 
     def of(self, process_id: str) -> str:
         """The directory of one process's segments."""

@@ -257,7 +257,8 @@ class OciSystem:
             mount = MountPlan(fd=self.mount, target=self.bundle.rootfs)
         segments = None
         if self._segments is not None:
-            segments = SegmentPlan(self._segments.of(name), self._segments.max_bytes, self._segments.max_files)
+            plan = self._segments
+            segments = SegmentPlan(plan.of(name), plan.max_bytes, plan.max_files, plan.policy)
         meta = JobMeta(
             kind="init" if name == "init" else "exec",
             id=self._id,

@@ -1,0 +1,1 @@
+"""Where a container's log goes beside its segments."""

@@ -1,0 +1,96 @@
+"""A datagram socket that may be away, full, or back again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+from lighterman import limits
+from lighterman.logs.reader import LogRecord
+from lighterman.logs.sinks.base import SinkFailed
+
+__all__ = ["DatagramOutlet"]
+
+
+class DatagramOutlet:
+    """Sends each record as one or more datagrams; `messages` is what a kind of sink makes of a record."""
+
+    kind = "datagram"
+
+    def __init__(self, family: socket.AddressFamily, address: str | tuple[str, int]) -> None:
+        self._family = family
+        self._address = address
+        self._socket: socket.socket | None = None
+
+    def messages(self, record: LogRecord) -> Sequence[bytes]:
+        """The datagrams of one record."""
+        raise NotImplementedError
+
+    async def send(self, records: Sequence[LogRecord]) -> int:
+        """As `Outlet.send`."""
+        for count, record in enumerate(records):
+            try:
+                async with asyncio.timeout(limits.SINK_SEND_S):
+                    for message in self.messages(record):
+                        await self._send(message)
+            except (OSError, TimeoutError) as failed:
+                await self.close()
+                if count:
+                    return count
+                reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else "it takes nothing"
+                raise SinkFailed(f"{self._address}: {reason}") from failed
+        return len(records)
+
+    async def close(self) -> None:
+        """As `Outlet.close`."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _send(self, message: bytes) -> None:
+        opened = self._opened()
+        try:
+            await _when_writable(opened, lambda: opened.send(message))
+        except OSError as failed:
+            if failed.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            await self.send_large(opened, message)
+
+    async def send_large(self, opened: socket.socket, message: bytes) -> None:
+        """Send what is too long for a datagram. Raises: OSError."""
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+
+    def _opened(self) -> socket.socket:
+        if self._socket is None:
+            opened = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                opened.connect(self._address)
+            except BaseException:
+                opened.close()
+                raise
+            self._socket = opened
+        return self._socket
+
+    @staticmethod
+    def when_writable(opened: socket.socket, act: Callable[[], object]) -> Awaitable[None]:
+        """Do it as soon as the socket takes it."""
+        return _when_writable(opened, act)
+
+
+async def _when_writable(opened: socket.socket, act: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            act()
+        except BlockingIOError:
+            writable: asyncio.Future[None] = loop.create_future()
+            loop.add_writer(opened, lambda future=writable: future.done() or future.set_result(None))  # type: ignore[misc]
+            try:
+                await writable
+            finally:
+                loop.remove_writer(opened)
+        else:
+            return
