@@ -195,7 +195,8 @@ class Watches:
             )
             watching = self._watch_health(entry, watch, watch.monitor)
             watch.tasks.append(self._tasks.watch(watching, f"health of {record.name}"))
-        if ready is not None and not record.ready:
+        # Known to be ready, it is listened to all the same: its next run may speak in its first moment.
+        if ready is not None and (not record.ready or isinstance(ready, SdNotify)):
             waiting = self._watch_ready(entry, watch, ready, info.generation)
             watch.tasks.append(self._tasks.watch(waiting, f"readiness of {record.name}"))
 
@@ -284,6 +285,8 @@ class Watches:
                 await self._port_opened(entry, watch, ready)
             case SdNotify():
                 notify = await self._listen(entry)
+                if entry.record.ready:
+                    return
                 await notify.wait_ready(watch.run_since)
         entry.record.ready = True
         await self._tell(entry, "ready", None)

@@ -428,3 +428,28 @@ async def test_health_and_readiness_go_on_under_the_next_engine(tmp_path: Path, 
         await box.exec(["rm", "/ok"])
         await box.wait(until="unhealthy", timeout_s=LIMIT_S)
         await box.remove(force=True)
+
+
+async def test_the_next_engine_listens_to_the_next_run(tmp_path: Path, real_runtime: str) -> None:
+    if not os.access(PYTHON, os.X_OK):
+        pytest.skip("no /usr/bin/python3 on this host, which would send the notifications")
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.create(
+            "busybox",
+            [PYTHON, "-I", "-c", NOTIFY, "READY=1"],
+            name="box",
+            lease=None,
+            ready=SdNotify(),
+            mounts=PYTHON_MOUNTS,
+            restart="always",
+        )
+        await box.start()
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.get("box")
+        assert box.is_ready
+        await eventually(lambda: engine.client_of(box._entry), LIMIT_S)
+        os.kill(box.pid, 9)
+        await eventually(lambda: box._entry.record.generation == 2, LIMIT_S)
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        await box.remove(force=True)
