@@ -396,20 +396,24 @@ class Engine:
             await self.watches.prepare(entry)
         if entry.removing:
             raise _is_being_removed(entry)
-        await entry.client.create(record.id, spec, *self.create_options(entry))
+        before = entry.output_of
         try:
+            await entry.client.create(record.id, spec, *self.create_options(entry))
             # What was promised to the caller must be there after a crash.
             await entry.told_start.wait()
         except asyncio.CancelledError:
-            await to_its_end(self._tasks.finish(self._undo_start(entry), f"undo the start of {record.name}"))
+            if entry.output_of is not before:
+                # It ran: its start is told, or about to be, and so its end will be.
+                await to_its_end(self._tasks.finish(self._undo_start(entry), f"undo the start of {record.name}"))
             raise
 
     async def _undo_start(self, entry: Entry) -> None:
         try:
-            if await self._end(entry, "cancelled", 0):
+            await self._end(entry, "cancelled", 0)
+            async with self._clock.timeout(limits.CANCEL_S):
                 await entry.ended.wait()
-        except LightermanError as failed:
-            log.error("container %s: undoing its start failed: %s", entry.record.name, failed)
+        except (LightermanError, TimeoutError) as failed:
+            log.error("container %s: undoing its start failed: %r", entry.record.name, failed)
 
     async def stop_container(self, entry: Entry, grace_s: float) -> ExitRecord | None:
         """See `Container.stop`."""

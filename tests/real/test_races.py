@@ -1,0 +1,58 @@
+"""Verbs of one container at the same time: whoever wins, nothing is left half done."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from lighterman import Engine, InvalidState, LightermanError, NotFound
+from lighterman.entry import Entry
+from lighterman.journal import Event
+from lighterman.lifecycle.status import Status
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 4, 8, 16, 64])
+async def test_removed_while_it_starts_nothing_is_left_of_it(root: Path, turns: int) -> None:
+    async with Engine(root=root) as engine:
+        for _ in range(3):
+            container = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+            starting = asyncio.ensure_future(container.start())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await container.remove(force=True)
+            with pytest.raises((InvalidState, NotFound)):
+                await starting
+            with pytest.raises(LightermanError):
+                await container.start()
+            assert await engine.containers() == []
+        assert list((root / "containers").glob("*")) == []
+    async with Engine(root=root) as engine:
+        assert await engine.containers() == []
+
+
+async def test_start_cancelled_while_it_is_written_down_is_undone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, may_go_on = asyncio.Event(), asyncio.Event()
+    books = engine._books
+    tell_fact = books.tell_fact
+
+    async def slow(entry: Entry, event: Event) -> None:
+        if event.kind == "start":
+            written.set()
+            await may_go_on.wait()
+        await tell_fact(entry, event)
+
+    monkeypatch.setattr(books, "tell_fact", slow)
+    container = await engine.create("busybox", ["sleep", "1000"])
+    starting = asyncio.ensure_future(container.start())
+    await written.wait()
+    starting.cancel()
+    await asyncio.wait((starting,), timeout=0.05)
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert container.status is Status.EXITED
+    assert (await container.wait()).signal == 9
