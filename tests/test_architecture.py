@@ -24,7 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
     ("engine", "container", "doctor", "comparison"),
-    ("watches",),
+    ("watches", "leases"),
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),

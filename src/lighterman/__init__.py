@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lighterman.errors import StoreError as StoreError
     from lighterman.errors import UsageError as UsageError
     from lighterman.journal import Event as Event
+    from lighterman.leases import Lease as Lease
     from lighterman.lifecycle.events import State as State
     from lighterman.lifecycle.events import StateInfo as StateInfo
     from lighterman.lifecycle.health import Health as Health
@@ -93,6 +94,7 @@ _WHERE = {
     "engine": "Engine",
     "errors": _ERRORS,
     "journal": "Event",
+    "leases": "Lease",
     "lifecycle.events": "State StateInfo",
     "lifecycle.health": "Health HealthReport ProbeResult",
     "lifecycle.restart": "RunEnd",

@@ -54,6 +54,8 @@ class Options(TypedDict, total=False):
         log_policy: `block`, `drop-oldest` or `drop-newest`, for when the disk refuses output.
         log_sinks: `JournaldSink`, `SyslogSink`, `CallableSink`: where each line goes beside the log's own files.
         health: a `HealthCheck`. ready: `LogPattern`, `Port` or `SdNotify`.
+        ttl_s: it is killed that many seconds after its start was asked for, also when no engine is there; then
+            `exit.reason == "lease"`.
         stop_signal: a number. terminal: with a terminal of console_size.
     """
 
@@ -98,6 +100,7 @@ class Options(TypedDict, total=False):
     log_sinks: Sequence[JournaldSink | SyslogSink | CallableSink]
     health: HealthCheck | None
     ready: Readiness | None
+    ttl_s: float | None
     terminal: bool
     console_size: ConsoleSize | tuple[int, int] | None
 
@@ -117,7 +120,7 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
     resources: dict[str, Any] = {}
     wanted: dict[str, Any] = {"image": image, "argv": tuple(argv), "stdin": stdin}
     for name, value in given.items():
-        if value is None:
+        if value is None or name == "ttl_s":  # of the lease, not of the program
             continue
         if name in ("memory", "memory_reservation"):
             resources[f"{name}_bytes"] = parse_size(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, NotFound
+from lighterman.leases import Lease
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.query import log_query
@@ -71,6 +72,11 @@ class Container:
     def exit(self) -> ExitRecord | None:
         """How the last run ended; None while one is running, and before the first."""
         return self._entry.record.exit
+
+    @property
+    def lease(self) -> Lease:
+        """What ends it if nobody does."""
+        return self._engine.leases.of(self._entry.record)
 
     @property
     def timings(self) -> Timings:
@@ -184,6 +190,13 @@ class Container:
         Raises: InvalidSpec, NotFound if it was removed, StoreError; then nothing has changed.
         """
         await self._engine.set_restart_policy(self._entry, policy)
+
+    async def renew(self, ttl_s: float) -> None:
+        """Let it run for `ttl_s` seconds from now; before its start: from then.
+
+        Raises: InvalidState if it was made without `ttl_s`, or its time is over; NotFound, StoreError.
+        """
+        await self._engine.leases.renew(self._entry, ttl_s)
 
     async def resize(self, *, height: int, width: int) -> None:
         """Set its terminal's size in cells. Raises: InvalidState without a terminal."""

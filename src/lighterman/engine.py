@@ -35,10 +35,11 @@ from lighterman.errors import (
 from lighterman.execs import Execs
 from lighterman.images.image import Image
 from lighterman.journal import Event
+from lighterman.leases import Leases, asked_lease
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRate, RestartRule
 from lighterman.lifecycle.status import Status, next_status
-from lighterman.linux_host import OWNER, LinuxHost, open_host
+from lighterman.linux_host import LinuxHost, open_host
 from lighterman.logs.pump import OutputPump
 from lighterman.record import Record
 from lighterman.results import Result
@@ -108,6 +109,9 @@ class Engine:
         self._pump: OutputPump | None = None
         self._books = Books(self._store, self._clock)
         self._watches: Watches | None = None
+        self._leases = Leases(
+            self._tasks, lambda: self._books, lambda: self.host, self._end_for_lease, self._remove_for_lease
+        )
         self._execs = Execs(self._clock, self._tasks, lambda: self.host, self.client_of)
         self._open = False
         self._closing: asyncio.Task[None] | None = None
@@ -147,7 +151,7 @@ class Engine:
         try:
             self._host = await open_host(self._root, self._wanted_runtime)
             await self._host.lease_ourselves()
-            self._tasks.watch(self._host.watch_keeper(), "watch the keeper")
+            self._tasks.watch(self._host.watch_keeper(self._leases.grant_again), "watch the keeper")
             self._pump = OutputPump(asyncio.get_running_loop())
             if not self._root.private:
                 await self._open_store()
@@ -178,7 +182,8 @@ class Engine:
             await to_its_end(self._closing)
 
     async def _close(self) -> None:
-        leased = [entry for entry in self._books if entry.record.lease is not None]
+        ours = ("scope", "process", "owner") if self._root.private else ("scope", "process")
+        leased = [entry for entry in self._books if entry.record.lease in ours]
         await self._tasks.finish(self._end_all(leased), "end the containers of this engine")
         await self._give_back()
 
@@ -295,18 +300,17 @@ class Engine:
         *,
         stdin: bool = False,
         name: str | None = None,
-        lease: str | None = "process",
+        lease: str | int | None = "process",
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it.
 
         Args: lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process
-            dies; None: it lives on, which needs an engine with a `root` of its own.
+            dies; a pid: when that process dies, whatever becomes of this one; None: it lives on. The last two need an
+            engine with a `root` of its own, if they are to outlive it.
         Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError, StoreError.
         If cancelled: it is not there.
         """
-        if lease not in ("process", "scope", None):
-            raise InvalidSpec(f"lease {lease!r}: must be 'process', 'scope' or None")
         if lease is None and self._root.private:
             raise UsageError("lease=None needs an engine with a root of its own: Engine(root=DIR)")
         entry = await self._create(image, argv, name=name, stdin=stdin, lease=lease, options=options)
@@ -372,6 +376,7 @@ class Engine:
         except BaseException as failed:
             if isinstance(failed, LightermanError):
                 record.exit = not_started(str(failed), record.generation)
+            self._leases.ended(entry)
             entry.ended.set()
             raise
         finally:
@@ -390,6 +395,7 @@ class Engine:
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
         spec = await self.spec_of(entry)
+        await self._leases.begin(entry)
         # A store that can't be written refuses the start here, with nothing done.
         await self._books.save(entry)
         if record.spec.ready is not None:
@@ -522,8 +528,12 @@ class Engine:
     async def _take_away(self, entry: Entry) -> None:
         """All that one whose name is free again has left: its files, then its row."""
         entry.output_of.close()
+<<<<<<< HEAD
         entry.log.end()
         await entry.end_feeds(limits.SINK_DRAIN_S)
+=======
+        self._leases.removed(entry)
+>>>>>>> 906c1a9 (wip)
         if self._watches is not None:
             self._watches.forget(entry)
         for life in entry.execs.values():
@@ -549,6 +559,11 @@ class Engine:
                 face=lambda entry: Container(self, entry),
             )
         return self._watches
+
+    @property
+    def leases(self) -> Leases:
+        """The verbs of leases."""
+        return self._leases
 
     @property
     def execs(self) -> Execs:
@@ -596,6 +611,8 @@ class Engine:
                 record.health, record.ready = None, False
         elif info.state in (State.EXIT, State.RESTART):
             record.pid = 0
+            if info.state is State.EXIT:
+                self._leases.ended(entry)
             record.exit = await self._with_last_words(entry, exit_record(info, entry.reason))
             entry.last_end = info
             entry.reason = None
@@ -686,8 +703,9 @@ class Engine:
             ),
             FirstRun(record.generation + 1, record.manually_stopped),
         ]
-        if record.lease is not None:
-            options.append(WithLease(OWNER))
+        lease = self._leases.job_lease(record)
+        if lease is not None:
+            options.append(WithLease(lease))
         if entry.restart_rule is not None:
             options.append(WithRestartPolicy(entry.restart_rule))
         elif record.spec.restart != RestartPolicy():
@@ -709,10 +727,19 @@ class Engine:
         except LightermanError as failed:
             log.error("container %s: starting it failed: %s", entry.record.name, failed)
 
+    async def _end_for_lease(self, entry: Entry) -> None:
+        if await self._end(entry, "lease", 0):
+            await entry.ended.wait()
+
+    async def _remove_for_lease(self, entry: Entry) -> None:
+        await self._end_for_lease(entry)
+        if entry in self._books:
+            await self.remove_container(entry, force=True)
+
     async def remove_quietly(self, entry: Entry) -> None:
         """End and remove one whose owner is gone."""
         try:
-            await self.remove_container(entry, force=True)
+            await self._remove_for_lease(entry)
         except LightermanError as failed:
             log.error("container %s: removing it failed: %s", entry.record.name, failed)
 
@@ -732,7 +759,7 @@ class Engine:
         *,
         name: str | None,
         stdin: bool,
-        lease: str | None,
+        lease: str | int | None,
         options: Options,
     ) -> Entry:
         self._must_be_open()
@@ -743,7 +770,10 @@ class Engine:
         name = check_name(name) if name is not None else f"lm-{id[:12]}"
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")
-        entry = self.new_entry(Record(id=id, name=name, spec=spec, created_at=self._clock.wall(), lease=lease))
+        record = Record(id=id, name=name, spec=spec, created_at=self._clock.wall())
+        for field, value in asked_lease(lease, options.get("ttl_s")).items():
+            setattr(record, field, value)
+        entry = self.new_entry(record)
         entry.restart_rule, entry.check = rule, options.get("health")
         self._books.enter(entry)
         try:
@@ -751,7 +781,11 @@ class Engine:
             await self.spec_of(entry)
             self._must_be_open()
             await self._books.tell(entry, Event(kind="create", container=id, name=name))
+<<<<<<< HEAD
             entry.feed_sinks(callables)
+=======
+            self._leases.made(entry)
+>>>>>>> 906c1a9 (wip)
         except BaseException as failed:
             if isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.

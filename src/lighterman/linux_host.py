@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -142,18 +142,22 @@ class LinuxHost:
 
     async def lease_ourselves(self) -> None:
         """What is not to live on ends within moments of our death, however that comes: the keeper sees to it."""
-        await self._lease(self.keeper)
+        await self.lease_on(self.keeper)
 
-    async def _lease(self, keeper: KeeperClient) -> None:
+    async def lease_on(self, keeper: KeeperClient, groups: Sequence[str] = ()) -> None:
+        """`lease_ourselves` with another keeper; `groups` are the cgroups of what it did not start itself."""
         ourselves = os.pidfd_open(os.getpid())
         try:
             remove = (self._root.run, self._root.state) if self._root.private else ()
-            await keeper.lease(OWNER, ourselves, remove=remove)
+            await keeper.lease(OWNER, ourselves, remove=remove, groups=groups)
         finally:
             os.close(ourselves)
 
-    async def watch_keeper(self) -> None:
-        """Start another keeper when this one is lost. What it kept is watched by pidfd; the new one serves the rest."""
+    async def watch_keeper(self, grant_again: Callable[[KeeperClient], Awaitable[None]]) -> None:
+        """Start another keeper when this one is lost. What it kept is watched by pidfd; the new one serves the rest.
+
+        Args: grant_again: gives it the leases, before it serves anybody.
+        """
         while True:
             await self.keeper.wait_lost()
             if self._closing:
@@ -163,7 +167,7 @@ class LinuxHost:
                 keeper = await KeeperClient.start_or_connect(self._root.run, self._root.state)
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
-                await self._lease(keeper)
+                await grant_again(keeper)
             except LightermanError as failed:
                 log.error("no other keeper can be started: %s", failed)
                 await asyncio.sleep(limits.KEEPER_RETRY_S)

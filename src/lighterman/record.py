@@ -17,7 +17,9 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         generation: of the last run, 0 before the first. starting: of the run that is being started, 0 if none is; an
             engine that finds it set after a crash ends what there is of that run.
         manually_stopped: whether the last run was asked to end; then no policy starts it again.
-        lease: what ends it: `scope`, `process`, or None for nothing (it lives on when the engine has gone).
+        lease: what ends it: `scope`, `process`, `owner`, or None for nothing (it lives on when the engine has gone).
+        owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
+        ttl_s: how long a run may last. until: when the present one is over, seconds on CLOCK_BOOTTIME.
         runtime: which one its last run used.
         health, ready: of the last run, once it was found to be so: `healthy`, `unhealthy`.
         exit: how the last run ended; None while one is running, and before the first.
@@ -28,6 +30,10 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     spec: ContainerSpec
     created_at: float
     lease: str | None = None
+    owner: int = 0
+    owner_started: int = 0
+    ttl_s: float | None = None
+    until: float | None = None
     status: Status = Status.CREATED
     generation: int = 0
     starting: int = 0

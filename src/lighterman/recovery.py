@@ -73,26 +73,24 @@ async def _take_up_one(
     entry.feed_sinks()
     if record.starting or record.status in (Status.CREATED, Status.EXITED):
         await _settle_the_ended(host, books, entry, jobs)
-        if rebooted and _is_due_at_boot(record):
-            engine.start_later(entry)
-        elif record.lease is not None:
-            engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
-        return
-    if rebooted:
+    elif rebooted:
         await _tell_lost(books, entry)
-        if _is_due_at_boot(record):
-            engine.start_later(entry)
-        return
-    await _take_up_running(engine, host, entry, jobs)
-    if record.lease is not None:
-        # Its owner was the engine before us, and that is dead.
+    else:
+        await _take_up_running(engine, host, entry, jobs)
+    if record.lease in ("scope", "process") or (record.lease == "owner" and rebooted):
+        # Its owner was the engine before us, or a process of an earlier boot, and that is dead.
         engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
+        return
+    await engine.leases.take_up(entry)
+    if rebooted and _is_due_at_boot(record):
+        engine.start_later(entry)
 
 
 async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob]) -> None:
     """What was half started was promised to nobody; what has ended only was not acknowledged yet."""
     await host.end_jobs(jobs)
     entry.ended.set()
+    entry.record.until = None
     if entry.record.starting:
         entry.record.starting = 0
         if entry.record.status not in (Status.CREATED, Status.EXITED):
@@ -102,7 +100,7 @@ async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: l
 
 def _is_due_at_boot(record: Record) -> bool:
     exit = record.exit
-    if exit is None:
+    if exit is None or exit.reason == "lease":
         return False
     end = RunEnd(exit_code=exit.shell_code, known=exit.unknown is None, started=exit.not_started is None)
     return should_start_at_boot(record.spec.restart, manually_stopped=record.manually_stopped, last_end=end)
@@ -110,7 +108,7 @@ def _is_due_at_boot(record: Record) -> bool:
 
 async def _tell_lost(books: Books, entry: Entry) -> None:
     record = entry.record
-    record.status, record.pid = Status.EXITED, 0
+    record.status, record.pid, record.until = Status.EXITED, 0, None
     record.exit = ExitRecord(unknown=_HOST_RESTARTED, started_at=record.started_at, generation=record.generation)
     await books.tell(
         entry,

@@ -28,6 +28,7 @@ from lighterman import limits, stdin
 from lighterman.asking import Options
 from lighterman.errors import InvalidState
 from lighterman.journal import Event
+from lighterman.leases import Lease
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord
@@ -235,7 +236,7 @@ class Engine:
         *,
         stdin: bool = False,
         name: str | None = None,
-        lease: str | None = "process",
+        lease: str | int | None = "process",
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it."""
@@ -292,6 +293,11 @@ class Container:
         return self._container.exit
 
     @property
+    def lease(self) -> Lease:
+        """What ends it if nobody does."""
+        return self._container.lease
+
+    @property
     def timings(self) -> Timings:
         """Where the time of the last run went, from the request to start it to its end; empty until then."""
         return self._container.timings
@@ -322,6 +328,10 @@ class Container:
     def kill(self, signal: int | str = signals.SIGKILL) -> None:
         """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
         self._loop.call(self._container.kill(signal))
+
+    def renew(self, ttl_s: float) -> None:
+        """Let it run for `ttl_s` seconds from now; before its start: from then."""
+        self._loop.call(self._container.renew(ttl_s))
 
     def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
         """Stop it, if it runs, and start it."""

@@ -520,6 +520,7 @@ class Container:
                 finished_at=end.finished_at,
             ),
             forced=run.restart_reason,
+            lease_ended=end.code is not None and end.code.reason == "lease",
         )
         self._run = None
         how = how_it_ended(run.init, end)
@@ -533,10 +534,10 @@ class Container:
         self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": decision.reason}))
         return await self._restart(run, decision, how)
 
-    def _decide(self, end: RunEnd, forced: str | None = None) -> Decision:
+    def _decide(self, end: RunEnd, forced: str | None = None, *, lease_ended: bool = False) -> Decision:
         decision = self._restarts.decide(
             end,
-            manually_stopped=self._manually_stopped,
+            manually_stopped=self._manually_stopped or lease_ended,
             ran_for_s=end.ran_for_s,
             now=self._clock.mono(),
             jitter=self._around.jitter(),
