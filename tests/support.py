@@ -195,9 +195,13 @@ def _mounts() -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    """Those below the parent `lighterman` and its neighbours; the parent is every engine's and stays, as docker's."""
+    """Those below the parent `lighterman` and its neighbours.
+
+    Not the parent, which is every engine's and stays, as docker's; nor the keepers' own, which stays empty when the last
+    of them is killed, until the next one leaves. A keeper that lives is seen as a process.
+    """
     for root, directories, _ in os.walk("/sys/fs/cgroup"):
-        if "/lighterman" in root and os.path.basename(root) != "lighterman":
+        if "/lighterman" in root and os.path.basename(root) not in ("lighterman", "lighterman-keeper"):
             yield root
         elif root.count("/") > 8:
             directories.clear()
