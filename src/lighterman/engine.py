@@ -528,12 +528,9 @@ class Engine:
     async def _take_away(self, entry: Entry) -> None:
         """All that one whose name is free again has left: its files, then its row."""
         entry.output_of.close()
-<<<<<<< HEAD
         entry.log.end()
         await entry.end_feeds(limits.SINK_DRAIN_S)
-=======
         self._leases.removed(entry)
->>>>>>> 906c1a9 (wip)
         if self._watches is not None:
             self._watches.forget(entry)
         for life in entry.execs.values():
@@ -781,11 +778,8 @@ class Engine:
             await self.spec_of(entry)
             self._must_be_open()
             await self._books.tell(entry, Event(kind="create", container=id, name=name))
-<<<<<<< HEAD
             entry.feed_sinks(callables)
-=======
             self._leases.made(entry)
->>>>>>> 906c1a9 (wip)
         except BaseException as failed:
             if isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.
