@@ -40,8 +40,19 @@ printf '%s\n' python311.zip . "$(windows_path "$here/src")" "$(windows_path "$he
 export WINEPREFIX=$made/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml='
 export WINELOADER=$wine WINESERVER=/usr/lib/wine/wineserver64
 unset DISPLAY
-# Wine's Python wants a pipe or nothing as each of its streams; a log file stops it.
-in_wine() { "$wine" "$@" </dev/null 2>&1 | cat; }
+# Wine's Python wants a pipe or nothing as each of its streams; a log file stops it. Its helpers can outlive it and hold
+# the pipe, so only Wine itself is waited for, and the reader a little.
+in_wine() {
+    local pipe status=0 reader
+    pipe=$(mktemp -u)
+    mkfifo "$pipe"
+    cat <"$pipe" &
+    reader=$!
+    timeout "${LIGHTERMAN_WINE_S:-1200}" "$wine" "$@" </dev/null >"$pipe" 2>&1 || status=$?
+    rm -f "$pipe"
+    timeout 3 tail --pid="$reader" -f /dev/null || kill "$reader" 2>/dev/null || true
+    return "$status"
+}
 if [ ! -f "$made/prefix/.ready" ]; then
     echo "making a Windows"
     in_wine wineboot -i >/dev/null

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,10 +53,3 @@ async def either(
     """Over each of the two DLLs."""
     async for each in _world(request.param, doubles, tmp_path):
         yield each
-
-
-if sys.platform == "win32":
-
-    @pytest.fixture(scope="session")
-    def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-        return asyncio.WindowsProactorEventLoopPolicy()

@@ -22,6 +22,7 @@ from lighterman.spec import (
 )
 
 __all__ = [
+    "SIGKILL",
     "ComputeProcess",
     "ComputeSystem",
     "CreateOption",
@@ -33,6 +34,8 @@ __all__ = [
     "Stdio",
     "WritePipe",
 ]
+
+SIGKILL = 9  # the number that means "end it by force" everywhere; Python's `signal` has no such name on Windows
 
 
 class CreateOption(msgspec.Struct, frozen=True):

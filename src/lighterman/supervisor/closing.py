@@ -6,12 +6,11 @@ Nothing here raises for the runtime's sake: whatever fails is logged, and the ex
 from __future__ import annotations
 
 import logging
-import signal as signals
 
 from lighterman import limits
 from lighterman.clock import Clock
 from lighterman.errors import AlreadyClosed, AlreadyStopped, LightermanError, NotSupported
-from lighterman.runtimes.base import OomCounters
+from lighterman.runtimes.base import SIGKILL, OomCounters
 from lighterman.supervisor.process import Process
 from lighterman.supervisor.run import Run
 
@@ -99,7 +98,7 @@ class Closing:
         """SIGKILL to one process."""
         try:
             async with self._clock.timeout(limits.RUNTIME_CALL_S):
-                await process.port.kill(signals.SIGKILL)
+                await process.port.kill(SIGKILL)
         except AlreadyStopped:
             pass
         except Exception as failed:  # noqa: BLE001  likewise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal as signals
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,7 +26,7 @@ from lighterman.errors import (
 from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
-from lighterman.runtimes.base import CreateOption, Runtime
+from lighterman.runtimes.base import SIGKILL, CreateOption, Runtime
 from lighterman.runtimes.options import (
     FirstRun,
     Flush,
@@ -113,7 +112,7 @@ class Container:
 
         Never waits for another verb.
         """
-        kill = signal == signals.SIGKILL
+        kill = signal == SIGKILL
         manual = kill or signal == self.spec.stop_signal
         if manual and self._cut_restart_wait():
             return
@@ -204,13 +203,13 @@ class Container:
                 run.stopping = False
                 raise
         if not await self._exits_within(run, grace_s):
-            await self.signal(signals.SIGKILL)
+            await self.signal(SIGKILL)
             await self._must_exit(run)
 
     async def terminate(self) -> None:
         """End all of it now. Valid at any moment; returns when the exit is known."""
         run = self._run
-        await self._in_own_task(self.signal(signals.SIGKILL), f"kill {self.id}")
+        await self._in_own_task(self.signal(SIGKILL), f"kill {self.id}")
         if run is None or run.init is None:
             await self.gone.wait()
         else:
@@ -323,7 +322,7 @@ class Container:
     async def undo(self) -> None:
         """For a create that was cancelled: end what there is, and return when the container is gone."""
         if not self._abort():
-            await self.signal(signals.SIGKILL)
+            await self.signal(SIGKILL)
         await self.gone.wait()
 
     # ---- the whole life ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from lighterman import limits
@@ -22,6 +22,7 @@ from lighterman.runtimes.base import OomCounters
 from lighterman.runtimes.hcs.answers import SystemProperties, decode_properties
 from lighterman.runtimes.hcs.binding import SystemHandle
 from lighterman.runtimes.hcs.documents import endpoint_change, process_config, property_query
+from lighterman.runtimes.hcs.failures import UnexpectedExit
 from lighterman.runtimes.hcs.layers import MountedLayer
 from lighterman.runtimes.hcs.notifications import Happening
 from lighterman.runtimes.hcs.process import HcsProcess
@@ -161,13 +162,20 @@ class HcsSystem:
 
     async def pause(self) -> None:
         self._must_be_hyper_v("pause")
-        self._must_run()
-        await self._handle.pause()
+        await self._frozen_or_thawed(self._handle.pause)
 
     async def resume(self) -> None:
         self._must_be_hyper_v("resume")
+        await self._frozen_or_thawed(self._handle.resume)
+
+    async def _frozen_or_thawed(self, act: Callable[[], Awaitable[None]]) -> None:
         self._must_run()
-        await self._handle.resume()
+        try:
+            await act()
+        except UnexpectedExit as gone:
+            if not self._end_asked:
+                raise
+            raise AlreadyStopped(f"container {self.id} has ended", container=self.id) from gone
 
     async def statistics(self) -> Statistics:
         statistics = (await self._properties("Statistics")).statistics
