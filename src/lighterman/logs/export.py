@@ -1,0 +1,110 @@
+"""A log in the forms that other programs read: Docker's json-file, and CRI's log lines.
+
+Both want records that are lines: `export.docker_json(container.logs(lines=True))`. A line longer than 16 KiB comes in
+pieces, as it does from dockerd and containerd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+
+from lighterman.logs.reader import LogRecord
+
+__all__ = ["PIECE_BYTES", "cri_lines", "docker_json", "write_file"]
+
+# dockerd's copier and containerd's default (max_container_log_line_size).
+PIECE_BYTES = 16 * 1024
+# Written at once, so that a thread is worth its while.
+_WRITE_BYTES = 256 * 1024
+
+
+async def docker_json(lines: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
+    """One JSON object a line: `{"log":"text\\n","stream":"stdout","time":"RFC 3339"}`.
+
+    A piece that is not the last of its line has no newline in `log`. JSON knows no bytes: what is no UTF-8 becomes
+    U+FFFD. What was not kept is an entry with an empty `log` and `"attrs":{"lost_bytes":"N"}`.
+    """
+    async for record in lines:
+        time = _rfc3339(record.time)
+        if record.lost:
+            yield _json({"log": "", "stream": record.stream, "attrs": {"lost_bytes": str(record.lost)}, "time": time})
+        for piece in _pieces(record.data):
+            yield _json({"log": piece.decode("utf-8", "replace"), "stream": record.stream, "time": time})
+
+
+async def cri_lines(lines: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
+    """`TIME STREAM TAG CONTENT`, the tag F for a line's last piece, P for those before it and for one without an end.
+
+    Bytes stay what they are. The form has no word for what was not kept.
+    """
+    async for record in lines:
+        head = f"{_rfc3339(record.time)} {record.stream} ".encode()
+        for piece in _pieces(record.data):
+            if piece.endswith(b"\n"):
+                yield b"%bF %b" % (head, piece)
+            else:
+                yield b"%bP %b\n" % (head, piece)
+
+
+async def write_file(chunks: AsyncIterator[bytes], path: str | os.PathLike[str]) -> int:
+    """Write what one of the above gives into a file, which must not exist yet; 0600. Returns: bytes written.
+
+    Raises: OSError, as FileExistsError.
+    """
+    fd = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        written = 0
+        waiting = bytearray()
+        async for chunk in chunks:
+            waiting += chunk
+            if len(waiting) >= _WRITE_BYTES:
+                written += await asyncio.to_thread(_write_all, file.fileno(), bytes(waiting))
+                waiting.clear()
+        return written + await asyncio.to_thread(_write_all, file.fileno(), bytes(waiting))
+
+
+def _write_all(fd: int, data: bytes) -> int:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    return len(data)
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Of up to PIECE_BYTES, the newline apart; a character of UTF-8 stays whole."""
+    at = 0
+    while at < len(data):
+        end = at + PIECE_BYTES
+        # The newline alone is no piece.
+        end = len(data) if end + 1 >= len(data) and data.endswith(b"\n") else _character_border(data, at, end)
+        yield data[at:end]
+        at = end
+
+
+def _character_border(data: bytes, at: int, end: int) -> int:
+    """`end`, or up to 3 bytes before it; the end of the data if that comes first."""
+    if end >= len(data):
+        return len(data)
+    border = end
+    while border > max(end - 3, at + 1) and data[border] & 0xC0 == 0x80:
+        border -= 1
+    return border if data[border] & 0xC0 != 0x80 else end
+
+
+def _json(entry: dict[str, object]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _rfc3339(seconds: float) -> str:
+    # A float holds the microseconds of this century exactly, and not the nanoseconds.
+    microseconds = round(seconds * 1e6)
+    whole, rest = divmod(microseconds, 1_000_000)
+    return f"{_utc(whole)}.{rest:06d}000Z"
+
+
+def _utc(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,0 +1,75 @@
+"""Docker's and CRI's forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from lighterman.logs.export import PIECE_BYTES, cri_lines, docker_json, write_file
+from lighterman.logs.reader import Cursor, LogRecord, StreamName
+
+
+def line(data: bytes, stream: StreamName = "stdout", time: float = 1475711829.669794, lost: int = 0) -> LogRecord:
+    return LogRecord(stream, time, data, Cursor(1, 0), lost, partial=not data.endswith(b"\n"))
+
+
+async def given(*records: LogRecord) -> AsyncIterator[LogRecord]:
+    for record in records:
+        yield record
+
+
+async def test_docker_json() -> None:
+    records = given(line(b"one\n"), line('"ü"\n'.encode(), "stderr"), line(b"\xff no end"))
+    assert [chunk async for chunk in docker_json(records)] == [
+        b'{"log":"one\\n","stream":"stdout","time":"2016-10-05T23:57:09.669794000Z"}\n',
+        '{"log":"\\"ü\\"\\n","stream":"stderr","time":"2016-10-05T23:57:09.669794000Z"}\n'.encode(),
+        '{"log":"\ufffd no end","stream":"stdout","time":"2016-10-05T23:57:09.669794000Z"}\n'.encode(),
+    ]
+
+
+async def test_docker_json_tells_what_is_lost() -> None:
+    (chunk,) = [chunk async for chunk in docker_json(given(line(b"", lost=77)))]
+    assert json.loads(chunk)["attrs"] == {"lost_bytes": "77"}
+    assert json.loads(chunk)["log"] == ""
+
+
+async def test_cri() -> None:
+    records = given(line(b"one\n"), line(b"\xff\0 no end", "stderr"), line(b"\n"), line(b"", lost=3))
+    assert [chunk async for chunk in cri_lines(records)] == [
+        b"2016-10-05T23:57:09.669794000Z stdout F one\n",
+        b"2016-10-05T23:57:09.669794000Z stderr P \xff\0 no end\n",
+        b"2016-10-05T23:57:09.669794000Z stdout F \n",
+    ]
+
+
+@pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
+async def test_long_lines_come_in_pieces(size: int) -> None:
+    data = b"x" * size + b"\n"
+    docker = [json.loads(chunk)["log"] async for chunk in docker_json(given(line(data)))]
+    assert "".join(docker).encode() == data
+    assert all(len(piece.rstrip("\n")) <= PIECE_BYTES for piece in docker)
+    assert [piece.endswith("\n") for piece in docker] == [False] * (len(docker) - 1) + [True]
+    assert len(docker) == -(-size // PIECE_BYTES)
+    cri = [chunk.split(b" ", 3) async for chunk in cri_lines(given(line(data)))]
+    assert b"".join(content.removesuffix(b"\n") for *_, content in cri) + b"\n" == data
+    assert [tag for _, _, tag, _ in cri] == [b"P"] * (len(cri) - 1) + [b"F"]
+
+
+@pytest.mark.parametrize("shift", range(4))
+async def test_no_character_is_torn(shift: int) -> None:
+    text = "a" * shift + "€𝄞ü" * 9000
+    docker = [json.loads(chunk)["log"] async for chunk in docker_json(given(line(text.encode() + b"\n")))]
+    assert "".join(docker) == text + "\n"
+
+
+async def test_write_file(tmp_path: Path) -> None:
+    records = [line(b"%d\n" % number) for number in range(20_000)]
+    written = await write_file(cri_lines(given(*records)), tmp_path / "log")
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    assert written == (tmp_path / "log").stat().st_size
+    assert [int(each.rsplit(b" ", 1)[1]) for each in lines] == list(range(20_000))
+    with pytest.raises(FileExistsError):
+        await write_file(cri_lines(given()), tmp_path / "log")
