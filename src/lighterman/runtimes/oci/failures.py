@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+
+import msgspec
 
 from lighterman.errors import (
     CommandNotExecutable,
@@ -21,6 +24,16 @@ from lighterman.spec import ProcessConfig
 __all__ = ["runtime_failed"]
 
 
+class _Mount(msgspec.Struct, frozen=True):
+    destination: str
+    type: str = ""
+    source: str = ""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    mounts: tuple[_Mount, ...] = ()
+
+
 def runtime_failed(
     *,
     runtime: str,
@@ -30,10 +43,13 @@ def runtime_failed(
     spawned: Spawned,
     log: str,
     root: int | str | None,
+    config: str | None = None,
 ) -> LightermanError:
     """The error to raise. Blocking.
 
-    Args: root: where to look the command up; None for a call that starts none.
+    Args:
+        root: where to look the command up; None for a call that starts none.
+        config: the config.json with the bind mounts that `root` does not show.
     """
     words = read_last_words(log)
     status = os.waitstatus_to_exitcode(spawned.status)
@@ -46,7 +62,7 @@ def runtime_failed(
         )
     kind: type[RuntimeFailed] = RuntimeFailed
     if operation in ("run", "exec") and process.args and root is not None:
-        kind = _command_failed(process, root)
+        kind = _command_failed(process, root, _binds(config) if config is not None else {})
     command = process.args[0] if process.args else ""
     if kind is CommandNotFound:
         text = f"command {command!r} is not in the container's root file system (container {container})"
@@ -58,9 +74,19 @@ def runtime_failed(
     return kind(text, runtime=runtime, operation=operation, container=container, exit_status=status, last_words=words)
 
 
-def _command_failed(process: ProcessConfig, root: int | str) -> type[RuntimeFailed]:
+def _binds(config: str) -> dict[str, str]:
     try:
-        found = find_command(process.args[0], process.env.get("PATH"), process.cwd or "/", root, process.user)
+        with open(config, "rb") as file:
+            mounts = msgspec.json.decode(file.read(), type=_Config).mounts
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return {}  # the bundle is gone already
+    return {mount.destination.rstrip("/"): mount.source for mount in mounts if mount.type == "bind"}
+
+
+def _command_failed(process: ProcessConfig, root: int | str, binds: Mapping[str, str]) -> type[RuntimeFailed]:
+    path = process.env.get("PATH")
+    try:
+        found = find_command(process.args[0], path, process.cwd or "/", root, process.user, binds)
     except (InvalidSpec, NotSupported):
         return RuntimeFailed  # the root is gone already: the runtime's words are all there is
     return {"not-found": CommandNotFound, "not-executable": CommandNotExecutable}.get(found, RuntimeFailed)

@@ -9,6 +9,7 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Mapping
 from typing import Literal
 
 from lighterman.runtimes.oci.rooted import Root, open_inside, open_root
@@ -21,11 +22,14 @@ Finding = Literal["ok", "not-found", "not-executable"]
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENAMETOOLONG})
 
 
-def find_command(argv0: str, path: str | None, cwd: str, root: Root, user: User) -> Finding:
+def find_command(
+    argv0: str, path: str | None, cwd: str, root: Root, user: User, binds: Mapping[str, str] | None = None
+) -> Finding:
     """How `execvp` of `argv0` would fare inside `root` for `user`.
 
     Args:
         path: the PATH of the process's environment; None or empty means none. cwd: absolute, inside the root.
+        binds: what `root` does not show: target in it to source on the host, of a container that was never made.
     Returns: `"ok"` where it is a regular file that `user` may execute: what failed then is something else (its
         interpreter, its format). A program that only exists where it may not be executed is `"not-executable"`.
     Raises: InvalidSpec if `root` can't be opened.
@@ -40,12 +44,26 @@ def find_command(argv0: str, path: str | None, cwd: str, root: Root, user: User)
     finding: Finding = "not-found"
     with open_root(root) as root_fd:
         for candidate in candidates:
-            found = _look(root_fd, posixpath.join(cwd, candidate), user)
+            found = _look_where_it_lies(root_fd, posixpath.join(cwd, candidate), user, binds or {})
             if found == "ok":
                 return found
             # As execvp does it: one that may not be executed is remembered, and the search goes on.
             finding = found if found == "not-executable" else finding
     return finding
+
+
+def _look_where_it_lies(root_fd: int, path: str, user: User, binds: Mapping[str, str]) -> Finding:
+    plain = posixpath.normpath(path)
+    for target in sorted(binds, key=len, reverse=True):
+        if plain == target:
+            # A file of the host: its directory shows it, as it is called there.
+            directory, name = posixpath.split(binds[target])
+            with open_root(directory) as source_fd:
+                return _look(source_fd, name, user)
+        if plain.startswith(f"{target}/"):
+            with open_root(binds[target]) as source_fd:
+                return _look(source_fd, plain[len(target) :], user)
+    return _look(root_fd, path, user)
 
 
 def _look(root_fd: int, path: str, user: User) -> Finding:

@@ -34,7 +34,7 @@ from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem, RuntimeCall, decode_meta
 from lighterman.runtimes.oci.upper import make_upper
 from lighterman.runtimes.options import OutputSegments, WithLease
-from lighterman.spec import Overlay, ProcessConfig, Spec
+from lighterman.spec import Overlay, PlainRoot, ProcessConfig, Spec
 
 __all__ = ["CGROUP_PARENT", "OciRuntime"]
 
@@ -145,6 +145,7 @@ class OciRuntime:
             cgroup_path=cgroup_path,
             process=spec.process,
             mount=mount,
+            plain_root=spec.rootfs.path if isinstance(spec.rootfs, PlainRoot) else None,
             own_pid_namespace=document.own_pid_namespace,
             segments=segments,
             lease=lease,

@@ -89,6 +89,7 @@ class OciSystem:
         cgroup_path: str,
         process: ProcessConfig,
         mount: int | None,
+        plain_root: str | None = None,
         own_pid_namespace: bool,
         segments: OutputSegments | None,
         lease: str | None,
@@ -101,6 +102,7 @@ class OciSystem:
         self.cgroup = cgroup
         self.cgroup_path = cgroup_path
         self.mount = mount
+        self._plain_root = plain_root
         self._keeper = keeper
         self._process = process
         self._own_pid_namespace = own_pid_namespace
@@ -322,9 +324,10 @@ class OciSystem:
         for fd in (spawned.console, spawned.pidfd):
             if fd is not None:
                 os.close(fd)
-        root: int | str | None = self.mount if self.mount is not None else self.bundle.rootfs
+        root: int | str | None = self.mount if self.mount is not None else self._plain_root
+        config: str | None = self.bundle.config
         if self._init is not None:
-            root = f"/proc/{self._init.pid}/root"
+            root, config = f"/proc/{self._init.pid}/root", None
         return await asyncio.to_thread(
             runtime_failed,
             runtime=self.call.name,
@@ -334,6 +337,7 @@ class OciSystem:
             spawned=spawned,
             log=log,
             root=root,
+            config=config,
         )
 
     # ---- taking over ----
