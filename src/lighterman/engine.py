@@ -197,6 +197,12 @@ class Engine:
 
     async def _give_back(self) -> None:
         self._open = False
+        try:
+            await self._give_back_all()
+        finally:
+            await asyncio.to_thread(self._root.release)
+
+    async def _give_back_all(self) -> None:
         for client in self._clients.values():
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
@@ -215,7 +221,6 @@ class Engine:
             await asyncio.to_thread(self._root.remove)
         elif keeper_ended:
             await asyncio.to_thread(self._root.remove_run)
-        await asyncio.to_thread(self._root.release)
 
     async def version(self) -> RuntimeVersion:
         """Which runtime is used by default, and why."""

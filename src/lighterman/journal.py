@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
 from lighterman import limits
 from lighterman.clock import Clock
+from lighterman.errors import StoreError
 from lighterman.spec import ExitRecord
 from lighterman.store.base import Change, Store, StoredEvent
 
 __all__ = ["Event", "Journal"]
+
+log = logging.getLogger(__name__)
 
 _PAGE = 256
 
@@ -60,7 +64,11 @@ class Journal:
         self._since_trim += 1
         if self._since_trim >= limits.EVENTS_KEPT // 10:
             self._since_trim = 0
-            await self.trim()
+            try:
+                await self.trim()
+            except StoreError as failed:
+                # The change has happened; whoever was told otherwise would do it again.
+                log.error("old events can't be let go: %s", failed)
         return number
 
     async def trim(self) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lighterman.clock import SystemClock
 from lighterman.errors import StoreError
+from lighterman.journal import Event, Journal
 from lighterman.store.base import Change, Store, Tombstone
 from lighterman.store.memory import MemoryStore
 from lighterman.store.migrations import MIGRATIONS, SCHEMA, migrate
@@ -88,6 +90,30 @@ async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path
     assert loaded.boot_id is None
     assert (await store.load("boot-2", now=100.0)).tombstones == ()
     assert (await store.load("boot-2", now=100.0)).boot_id == "boot-2"
+    await store.close()
+
+
+async def test_trim_lets_tombstones_go_whose_time_is_over(tmp_path: Path) -> None:
+    store = await open_at(tmp_path / "state.db")
+    for id, until in (("over", 50.0), ("stands", 150.0)):
+        await store.commit(Change(tombstone=Tombstone(id, id, until, b""), event=(100.0, b"")))
+    await store.trim(older_than=0.0, keep=10)
+    assert [stone.id for stone in (await store.load("boot", now=0.0)).tombstones] == ["stands"]
+    await store.close()
+
+
+async def test_events_that_can_t_be_let_go_do_not_undo_what_has_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lighterman.limits.EVENTS_KEPT", 10)
+    store = await open_at(tmp_path / "state.db")
+
+    async def no_trim(older_than: float, keep: int) -> None:
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(store, "trim", no_trim)
+    journal = Journal(store, SystemClock())
+    assert [await journal.commit(Event(kind="create")) for _ in range(5)] == [1, 2, 3, 4, 5]
     await store.close()
 
 

@@ -152,6 +152,8 @@ class SqliteStore:
         await self._in_thread(lambda: self._trim(older_than, keep))
 
     def _trim(self, older_than: float, keep: int) -> None:
+        # The newest event was committed a moment ago: its time is now.
+        self._db.execute("DELETE FROM tombstones WHERE until <= (SELECT max(at) FROM events)")
         self._db.execute("DELETE FROM events WHERE at < ? OR seq <= ?", (older_than, self._newest() - keep))
 
     async def close(self) -> None:

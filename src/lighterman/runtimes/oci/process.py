@@ -148,7 +148,9 @@ class OciProcess:
             # A terminal has no end of file of its own: the program sees one when it reads the EOF character.
             raise InvalidState("a terminal's input can't be closed apart from its output")
         if self._keeper is not None:
-            await self._keeper.close_held(self.job, ["stdin"])
+            # A lost keeper's duplicate is closed.
+            with contextlib.suppress(KeeperLost):
+                await self._keeper.close_held(self.job, ["stdin"])
 
     async def close(self) -> None:
         if self._closed:
