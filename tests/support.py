@@ -197,8 +197,8 @@ def _mounts() -> Iterator[str]:
 def _cgroups() -> Iterator[str]:
     """Those below the parent `lighterman` and its neighbours.
 
-    Not the parent, which is every engine's and stays, as docker's; nor the keepers' own, which stays empty when the last
-    of them is killed, until the next one leaves. A keeper that lives is seen as a process.
+    Not the parent, which is every engine's and stays, as docker's; nor the keepers' own, which stays empty when the
+    last of them is killed, until the next one leaves. A keeper that lives is seen as a process.
     """
     for root, directories, _ in os.walk("/sys/fs/cgroup"):
         if "/lighterman" in root and os.path.basename(root) not in ("lighterman", "lighterman-keeper"):
