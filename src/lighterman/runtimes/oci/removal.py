@@ -6,6 +6,7 @@ init has been reaped and nothing is left in the cgroup. Anything unexpected is l
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from lighterman.runtimes.oci.bundle import Bundle
@@ -36,7 +37,9 @@ def _remove_state(directory: str) -> list[str]:
     unknown = [f"{directory}/{name}" for name in names if name not in _STATE_FILES]
     if unknown:
         return unknown
-    for name in names:
-        os.unlink(f"{directory}/{name}")
-    os.rmdir(directory)
+    # Gone meanwhile is what was wanted: a runtime that is still dying takes its own state away.
+    with contextlib.suppress(FileNotFoundError):
+        for name in names:
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
     return []
