@@ -219,7 +219,8 @@ class Engine:
             entry.ended.set()
         if self._root.private:
             await asyncio.to_thread(self._root.remove)
-        elif keeper_ended:
+        elif keeper_ended and not any(entry.record.pid for entry in self._books):
+            # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
             await asyncio.to_thread(self._root.remove_run)
 
     async def version(self) -> RuntimeVersion:
