@@ -13,7 +13,7 @@ import pytest
 from lighterman import limits
 
 NAMES = [name for name in vars(limits) if name.isupper()]
-UNITS = ("_S", "_BYTES", "_CHARS", "_FILES", "_STARTS")
+UNITS = ("_S", "_BYTES", "_CHARS", "_FILES", "_STARTS", "_KEPT", "TOMBSTONES")
 SOURCE = Path(limits.__file__).read_text().splitlines()
 
 

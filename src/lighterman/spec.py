@@ -296,8 +296,8 @@ class RestartPolicy(Value, frozen=True):
             raise InvalidSpec(f"restart policy: multiplier {self.multiplier!r} must be 1 to 1000")
         if not 0 <= self.jitter <= 1:
             raise InvalidSpec(f"restart policy: jitter {self.jitter!r} must be a fraction from 0 to 1")
-        if not 0 <= self.burst <= limits.RESTART_HISTORY:
-            raise InvalidSpec(f"restart policy: burst {self.burst!r} must be 0 to {limits.RESTART_HISTORY}")
+        if not 0 <= self.burst <= limits.RESTART_ENDS_KEPT:
+            raise InvalidSpec(f"restart policy: burst {self.burst!r} must be 0 to {limits.RESTART_ENDS_KEPT}")
         if self.max_retries < 0:
             raise InvalidSpec(f"restart policy: max_retries {self.max_retries!r} must be 0 or more")
         for code in (*self.force_codes, *self.prevent_codes):

@@ -131,7 +131,7 @@ def test_whatever_comes_the_report_is_bounded_and_true(answers: list[bool], retr
         if ok:
             assert watched.status is Health.HEALTHY
     assert watched.status is told[-1]
-    assert len(watched.report.log) == min(len(answers), limits.HEALTH_LOG)
+    assert len(watched.report.log) == min(len(answers), limits.HEALTH_RESULTS_KEPT)
     if watched.status is Health.UNHEALTHY:
         assert watched.report.failing_streak >= retries
 

@@ -41,7 +41,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The health of a run as it is now: `log` holds the last limits.HEALTH_LOG results, the newest last."""
+    """The health of a run as it is now: `log` holds the last limits.HEALTH_RESULTS_KEPT results, the newest last."""
 
     status: Health
     failing_streak: int
@@ -60,7 +60,7 @@ class HealthMonitor:
         self.status = status
         self._started = started
         self._streak = 0
-        self._log: deque[ProbeResult] = deque(maxlen=limits.HEALTH_LOG)
+        self._log: deque[ProbeResult] = deque(maxlen=limits.HEALTH_RESULTS_KEPT)
         self._startup_over = check.startup is None or status is not Health.STARTING
         self._at_once = False
 

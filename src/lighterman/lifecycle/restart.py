@@ -48,7 +48,7 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RestartRule = Callable[[Sequence[RunEnd]], "float | None"]
-"""A policy as code: the last limits.RESTART_HISTORY ends, the newest last, to the delay, or to None for no restart."""
+"""A policy as code: the last limits.RESTART_ENDS_KEPT ends, the newest last, to the delay, or to None for no restart."""
 
 
 class RestartAfter(msgspec.Struct, frozen=True):
@@ -158,8 +158,8 @@ class RestartManager:
         if self._waiting:
             raise InvalidState("a restart is being waited for already")
         policy = self.policy if isinstance(self.policy, RestartPolicy) else RestartPolicy()
-        self._history = [*self._history[1 - limits.RESTART_HISTORY :], end]
-        self._starts = [*self._starts[1 - limits.RESTART_HISTORY :], now - ran_for_s]
+        self._history = [*self._history[1 - limits.RESTART_ENDS_KEPT :], end]
+        self._starts = [*self._starts[1 - limits.RESTART_ENDS_KEPT :], now - ran_for_s]
         if ran_for_s >= policy.reset_after_s:
             self.restarts = 0
         if not isinstance(self.policy, RestartPolicy) and not manually_stopped and forced is None:
