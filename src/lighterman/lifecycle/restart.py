@@ -48,7 +48,7 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RestartRule = Callable[[Sequence[RunEnd]], "float | None"]
-"""A policy as code: the last limits.RESTART_ENDS_KEPT ends, the newest last, to the delay, or to None for no restart."""
+"""A policy as code: the last limits.RESTART_ENDS_KEPT ends, the newest last, to a delay or None for no restart."""
 
 
 class RestartAfter(msgspec.Struct, frozen=True):
