@@ -51,5 +51,3 @@ async def test_conformance_all_on_one_runtime(world: HcsWorld) -> None:
 
 def test_every_program_is_there() -> None:
     assert set(OURS) == set(PROGRAMS.values())
-
-

@@ -173,7 +173,7 @@ async def test_hyper_v_document(world: HcsWorld) -> None:
     assert told["Servicing"] is True
     assert told["EndpointList"] == ["e"]
     assert "PrepareLayer" not in world.layers.functions(), "under Hyper-V the VM mounts the layer"
-    with pytest.raises((LightermanError)):
+    with pytest.raises(LightermanError):
         await system.terminate()
     await system.wait()
     await system.close()
@@ -272,7 +272,8 @@ def test_processors(
     cpu: dict[str, int], hyper_v: bool, expected: tuple[int, int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        made = asked(hyper_v=hyper_v, windows={"resources": {"cpu": cpu}}, **({"root": {}} if hyper_v else {}))
+        root = {} if hyper_v else {"path": f"{VOLUME}\\"}
+        made = asked(hyper_v=hyper_v, windows={"resources": {"cpu": cpu}}, root=root)
     assert (made.processor_count, made.processor_weight, made.processor_maximum) == expected
     assert bool(caplog.records) is not hyper_v
 
@@ -286,7 +287,7 @@ async def test_bad_ids(id: str, world: HcsWorld) -> None:
 
 async def test_id_in_use_is_one_clear_line(either: HcsWorld) -> None:
     either.core.left_over("c1", "somebody")
-    with pytest.raises(AlreadyExists, match="container c1 .* the id is in use") as raised:
+    with pytest.raises(AlreadyExists, match=r"container c1 .* the id is in use") as raised:
         await either.runtime().create("c1", either.spec("sleep"))
     assert "\n" not in str(raised.value)
     either.leaves_something = True
@@ -317,7 +318,9 @@ def test_process_document() -> None:
 
 
 def test_process_document_without_a_terminal_asks_for_stderr() -> None:
-    made = json.loads(process_config(ProcessConfig(command_line="cmd /c x", console_size=ConsoleSize(height=1, width=2)), piped=True))
+    made = json.loads(
+        process_config(ProcessConfig(command_line="cmd /c x", console_size=ConsoleSize(height=1, width=2)), piped=True)
+    )
     assert made["CommandLine"] == "cmd /c x"
     assert made["CreateStdErrPipe"] is True
     assert made["ConsoleSize"] == [0, 0]
@@ -378,7 +381,7 @@ async def test_no_service_on_this_windows() -> None:
 
 
 def test_build_too_old() -> None:
-    with pytest.raises(RuntimeUnavailable, match="build 10586 is too old: vmcompute.dll needs 14393"):
+    with pytest.raises(RuntimeUnavailable, match=r"build 10586 is too old: vmcompute\.dll needs 14393"):
         check_build(HostFacts(build=10586, processors=1), "vmcompute")
     with pytest.raises(RuntimeUnavailable, match="needs 17763"):
         check_build(HostFacts(build=14393, processors=1), "computecore")

@@ -74,7 +74,7 @@ async def test_larger_layer(world: HcsWorld) -> None:
 )
 async def test_failing_mount_is_undone(function: str, then: list[str], world: HcsWorld) -> None:
     world.layers.script(function, code="0xC0370112")
-    with pytest.raises(RuntimeFailed, match="layer .*rw encountered an error during"):
+    with pytest.raises(RuntimeFailed, match=r"layer .*rw encountered an error during"):
         await created(world, world.runtime())
     calls = layer_calls(world)
     assert calls[calls.index(function) + 1 :] == then
@@ -129,7 +129,7 @@ async def test_layer_ids_are_the_functions_own(world: HcsWorld) -> None:
     guids = [uuid.UUID(guid) for guid, _ in pairs]
     assert guids[0] == guids[1] == guids[2] != guids[3], "only the last part of the path counts"
     assert guids[0].version == 5
-    assert [argument for _, argument, _ in world.layers.calls("NameToGuid")][0] == "layer"
+    assert world.layers.calls("NameToGuid")[0][1] == "layer"
 
 
 # ---- away --------------------------------------------------------------------------------------------------------

@@ -455,7 +455,7 @@ async def test_classes_by_number(code: int, kind: type[LightermanError], world: 
 
 async def test_error_events_stay_on_the_exception(world: HcsWorld) -> None:
     event = '{"Message":"the_guest_is_gone","Provider":"p-1","EventId":2001,"Flags":0,"Source":"onecore","Data":[{}]}'
-    document = '{"Error":-1070137082,"ErrorMessage":"it_ended.","ErrorEvents":[' + event + "],\"Attribution\":[]}"
+    document = '{"Error":-1070137082,"ErrorMessage":"it_ended.","ErrorEvents":[' + event + '],"Attribution":[]}'
     world.core.script("HcsStartComputeSystem", code="0xC0370106", result=document)
     system = await world.runtime().create("c1", world.spec("sleep"))
     with pytest.raises(UnexpectedExit) as raised:
@@ -478,9 +478,7 @@ async def test_result_document_that_is_none(document: str, world: HcsWorld) -> N
 @pytest.mark.parametrize(
     ("code", "kind", "status"), [("0x80070002", CommandNotFound, 127), ("0x80070005", CommandNotExecutable, 126)]
 )
-async def test_program_that_can_not_be_run(
-    code: str, kind: type[RuntimeFailed], status: int, either: HcsWorld
-) -> None:
+async def test_program_that_can_not_be_run(code: str, kind: type[RuntimeFailed], status: int, either: HcsWorld) -> None:
     either.core.script("HcsCreateProcess", code=code)
     system = await either.runtime().create("c1", either.spec("sleep"))
     await system.start()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from hcs.double_control import Double
 from lighterman.clock import Clock, SystemClock
+from lighterman.errors import AlreadyStopped, LightermanError, OperationPending
 from lighterman.runtimes.base import CreateOption, ReadPipe
 from lighterman.runtimes.hcs import HcsRuntime, HostFacts, callbacks, computecore, layer_calls, vmcompute
 from lighterman.runtimes.hcs.dlls import Dlls, free_function, runtime_over
@@ -130,7 +133,9 @@ class HcsWorld:
             await runtime.close()
         for double in {self.layers, self.core}:
             if not self.leaves_something:
-                await eventually(lambda double=double: not double.leaks() or None if double.leaks() else True)
+                await eventually(partial(_gave_all_back, double))
+            if not self.leaves_something:
+                assert double.leaks() == ""
             assert double.complaints() == ""
             assert double.unused() == ""
         assert self.layers.attached_layers() == ""
@@ -140,6 +145,10 @@ class HcsWorld:
         """The test is over."""
         for double in {self.layers, self.core}:
             double.dll.double_reset()
+
+
+def _gave_all_back(double: Double) -> bool:
+    return not double.leaks()
 
 
 async def all_of(pipe: ReadPipe | None) -> bytes:
@@ -152,12 +161,8 @@ async def all_of(pipe: ReadPipe | None) -> bytes:
 
 async def end(system: HcsSystem, *processes: HcsProcess) -> None:
     """As the lifecycle does."""
-    from lighterman.errors import AlreadyStopped, LightermanError, OperationPending
-
-    try:
+    with contextlib.suppress(OperationPending, AlreadyStopped):
         await system.terminate()
-    except (OperationPending, AlreadyStopped):
-        pass
     try:
         await system.wait()
     except LightermanError as failed:
