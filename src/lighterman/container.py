@@ -213,7 +213,10 @@ class Container:
         timeout_s: float | None = None,
         max_output: int = limits.MAX_OUTPUT_BYTES,
     ) -> Result:
-        """Run a further process to its end. A timeout kills it, and shows as `exit.reason == "timeout"`.
+        """Run a further process to its end.
+
+        Args: timeout_s: after that it is asked to end by SIGTERM, and limits.EXEC_TERM_S later it is killed with all
+            that it has started: `exit.reason == "timeout"`.
 
         Raises: CommandNotFound, CommandNotExecutable, InvalidState if the container is not running.
         If cancelled: the process is killed before the cancellation is raised.
@@ -239,8 +242,12 @@ class Container:
         user: str | None = None,
         terminal: bool = False,
         console_size: ConsoleSize | None = None,
+        timeout_s: float | None = None,
     ) -> Process:
-        """Start a further process and return it running. Raises: as `exec`."""
+        """Start a further process and return it running.
+
+        Args: timeout_s: as `exec`, while this engine runs. Raises: as `exec`.
+        """
         life = await self._engine.execs.start(
             self._entry,
             argv,
@@ -250,6 +257,7 @@ class Container:
             user=user,
             terminal=terminal,
             console_size=console_size,
+            timeout_s=timeout_s,
         )
         return Process(self._engine, self._entry, life)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal as signals
 from collections.abc import Callable, Sequence
 
+from lighterman import limits
 from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import Entry, ExecEntry
-from lighterman.errors import AlreadyStopped, InvalidSpec, InvalidState, LightermanError, NotFound
+from lighterman.errors import AlreadyStopped, InvalidSpec, InvalidState, LightermanError, LimitExceeded, NotFound
 from lighterman.linux_host import LinuxHost
 from lighterman.results import Result
 from lighterman.spec import ConsoleSize, Timings
@@ -18,6 +20,8 @@ from lighterman.supervisor.client import Client
 from lighterman.supervisor.tasks import OwnedTasks
 
 __all__ = ["Execs"]
+
+log = logging.getLogger(__name__)
 
 
 class Execs:
@@ -50,6 +54,7 @@ class Execs:
         user: str | None = None,
         terminal: bool = False,
         console_size: ConsoleSize | None = None,
+        timeout_s: float | None = None,
         is_probe: bool = False,
     ) -> ExecEntry:
         """See `Container.start_exec`."""
@@ -81,6 +86,8 @@ class Execs:
             else:
                 entry.execs.pop(life.name, None)
             raise
+        if timeout_s is not None:
+            self._tasks.watch(self._watch_time(entry, life, timeout_s), f"watch the time of exec {life.name}")
         return life
 
     async def run(
@@ -112,9 +119,7 @@ class Execs:
                 async with self._clock.timeout(timeout_s):
                     await life.ended.wait()
             except TimeoutError:
-                life.reason = "timeout"
-                await self.signal(entry, life, signals.SIGKILL)
-                await life.ended.wait()
+                await self._end_late(entry, life)
             (stdout, more_out), (stderr, more_err) = await out, await err
         except BaseException:
             await asyncio.shield(self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}"))
@@ -132,6 +137,50 @@ class Execs:
             timings=Timings(total=known - began),
         )
 
+    async def _watch_time(self, entry: Entry, life: ExecEntry, timeout_s: float) -> None:
+        try:
+            async with self._clock.timeout(timeout_s):
+                await life.ended.wait()
+        except TimeoutError:
+            # Begun is begun: a closing engine waits for it.
+            self._tasks.finish(self._end_late_quietly(entry, life), f"end exec {life.name}")
+
+    async def _end_late_quietly(self, entry: Entry, life: ExecEntry) -> None:
+        try:
+            await self._end_late(entry, life)
+        except LightermanError as failed:
+            log.error("%s", failed)
+
+    async def _end_late(self, entry: Entry, life: ExecEntry) -> None:
+        """SIGTERM for it, then SIGKILL for all that it has started, also if it obeyed. Returns when it has ended."""
+        life.reason = "timeout"
+        tree = self._host().tree(entry.record.runtime, entry.record.id, life.pid)
+        if tree is not None:
+            # Seen now, those are known to be its own also when it has left them behind.
+            await asyncio.to_thread(tree.look)
+        await self.signal(entry, life, signals.SIGTERM)
+        try:
+            async with self._clock.timeout(limits.EXEC_TERM_S):
+                await life.ended.wait()
+        except TimeoutError:
+            await self.signal(entry, life, signals.SIGKILL)
+        if tree is not None:
+            await asyncio.to_thread(tree.kill)
+        await self._must_end(entry, life)
+
+    async def _must_end(self, entry: Entry, life: ExecEntry) -> None:
+        try:
+            async with self._clock.timeout(limits.KILL_WAIT_S):
+                await life.ended.wait()
+        except TimeoutError as late:
+            raise LimitExceeded(
+                f"process {life.name} of container {entry.record.name} is unkillable: pid {life.pid} has not ended "
+                f"{limits.KILL_WAIT_S:g} s after SIGKILL; the container is {entry.record.status}",
+                limit="KILL_WAIT_S",
+                operation="exec",
+                container=entry.record.id,
+            ) from late
+
     async def signal(self, entry: Entry, life: ExecEntry, signal: int) -> None:
         """See `Process.kill`."""
         try:
@@ -141,7 +190,11 @@ class Execs:
 
     async def _kill(self, entry: Entry, life: ExecEntry) -> None:
         await self.signal(entry, life, signals.SIGKILL)
-        await life.ended.wait()
+        try:
+            await self._must_end(entry, life)
+        except LimitExceeded as failed:
+            log.error("%s", failed)
+            return
         entry.execs.pop(life.name, None)
         await life.forget()
 

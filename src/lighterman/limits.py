@@ -47,6 +47,7 @@ CANCEL_S = _number("CANCEL_S", 10.0)  # how long a cancelled create waits until 
 KILL_WAIT_S = _number("KILL_WAIT_S", 10.0)  # from SIGKILL until a process is called unkillable
 START_S = _number("START_S", 60.0)  # the whole of one start; a loaded host needs seconds, a hung runtime for ever
 START_SLOW_S = _number("START_SLOW_S", 5.0)  # a start slower than this gives its concurrency slot back
+EXEC_TERM_S = _number("EXEC_TERM_S", 0.5)  # from SIGTERM to SIGKILL of an exec whose time is over
 EXEC_START_S = _number("EXEC_START_S", 60.0)  # from the request to the exec's pid
 RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
 RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling

@@ -30,6 +30,7 @@ from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import JobMeta, RuntimeCall, decode_meta
+from lighterman.runtimes.oci.tree import Tree
 from lighterman.spec import ConsoleSize, ContainerSpec, HostFile, ProcessConfig, Resources, Rootfs, Spec
 
 __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
@@ -137,6 +138,10 @@ class LinuxHost:
     def start_times(self, runtime: str, id: str) -> tuple[float, float] | None:
         """See `OciRuntime.start_times`."""
         return self._runtimes[runtime].start_times(id) if runtime in self._runtimes else None
+
+    def tree(self, runtime: str, id: str, pid: int) -> Tree | None:
+        """See `OciRuntime.tree`."""
+        return self._runtimes[runtime].tree(id, pid) if runtime in self._runtimes else None
 
     # ---- the keeper ----
 

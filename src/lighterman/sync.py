@@ -428,6 +428,7 @@ class Container:
         user: str | None = None,
         terminal: bool = False,
         console_size: ConsoleSize | None = None,
+        timeout_s: float | None = None,
     ) -> Process:
         """Start a further process and return it running."""
         started = self._loop.call(
@@ -439,6 +440,7 @@ class Container:
                 user=user,
                 terminal=terminal,
                 console_size=console_size,
+                timeout_s=timeout_s,
             )
         )
         return Process(self._loop, started)

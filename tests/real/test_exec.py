@@ -104,7 +104,7 @@ async def test_exec_missing_directory_is_an_error_and_leaves_nothing(box: Contai
 
 async def test_exec_timeout_kills_it_and_not_the_container(box: Container) -> None:
     done = await box.exec(["sh", "-c", "echo begun; sleep 1000"], timeout_s=0.5)
-    assert (done.exit.signal, done.exit.reason, done.stdout) == (9, "timeout", b"begun\n")
+    assert (done.exit.signal, done.exit.reason, done.stdout) == (15, "timeout", b"begun\n")
     assert box.status is Status.RUNNING
 
 

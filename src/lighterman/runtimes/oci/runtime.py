@@ -32,6 +32,7 @@ from lighterman.runtimes.oci.removal import remove_natively
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem, RuntimeCall, decode_meta
+from lighterman.runtimes.oci.tree import Tree
 from lighterman.runtimes.oci.upper import make_upper
 from lighterman.runtimes.options import OutputSegments, WithLease
 from lighterman.spec import Overlay, PlainRoot, ProcessConfig, Spec
@@ -164,6 +165,11 @@ class OciRuntime:
         """See `OciSystem.reach`."""
         system = self._systems.get(id)
         return system.reach() if system else None
+
+    def tree(self, id: str, pid: int) -> Tree | None:
+        """What the process `pid` of a container has started; None where the container is not known."""
+        system = self._systems.get(id)
+        return Tree(pid, system.cgroup.pids) if system else None
 
     def root_of(self, id: str) -> int | None:
         """The descriptor of a container's mounted root, for looking inside; None where there is no mount of ours."""

@@ -1,7 +1,7 @@
 """One exec process with all that it has started: by parent and by session, within the container's cgroup. Blocking.
 
 A process that has made a session of its own, and whose parents have all ended, is a daemon of the container, no longer
-the exec's.
+the exec's; unless it was seen before they ended.
 """
 
 from __future__ import annotations
@@ -10,28 +10,55 @@ import time
 from collections.abc import Callable
 
 from lighterman.runtimes.oci.cgroups.killing import kill_listed
-from lighterman.runtimes.oci.processes import family_of
+from lighterman.runtimes.oci.processes import family_of, read_start_time
 
-__all__ = ["kill_tree"]
+__all__ = ["Tree", "kill_tree"]
 
 _PASSES_S = 2.0  # a tree that forks faster than it can be listed is left to the end of its container
 
 
-def kill_tree(root: int, pids: Callable[[], set[int]]) -> None:
-    """SIGKILL for `root` and its tree; `pids` lists the container's processes. Returns when none of them is alive."""
-    known = {root}
+class Tree:
+    """What belongs to `root`; `pids` lists the container's processes. It is known from each `look` on."""
 
-    def members() -> set[int]:
-        alive = {pid: family for pid in pids() if (family := family_of(pid)) is not None}
+    def __init__(self, root: int, pids: Callable[[], set[int]]) -> None:
+        self._pids = pids
+        self._known: dict[int, int | None] = {root: read_start_time(root)}  # number to start time: one process for ever
+        self._session = _session_of_its_own(root)
+
+    def look(self) -> set[int]:
+        """Those that are alive now."""
+        alive = {pid: family for pid in self._pids() if (family := family_of(pid)) is not None}
+        started = {pid: read_start_time(pid) for pid in alive}
+        # A number that somebody else has by now says nothing, of a parent or of a session's leader.
+        taken = {pid for pid in alive if pid in self._known and self._known[pid] != started[pid]}
         found: set[int] = set()
         grown = True
         while grown:
-            more = {pid for pid, family in alive.items() if pid not in found and {pid, *family} & known}
+            known = (self._known.keys() - taken) | {self._session}
+            more = {pid for pid, family in alive.items() if pid not in found | taken and {pid, *family} & known}
             found |= more
-            known.update(more)
+            self._known.update((pid, started[pid]) for pid in more)
             grown = bool(more)
         return found
 
-    deadline = time.monotonic() + _PASSES_S
-    while members() and time.monotonic() < deadline:
-        kill_listed(members)
+    def kill(self) -> None:
+        """SIGKILL for all of it. Returns when none is alive, or after a bound."""
+        deadline = time.monotonic() + _PASSES_S
+        while self.look() and time.monotonic() < deadline:
+            kill_listed(self.look)
+
+
+def _session_of_its_own(root: int) -> int:
+    """crun's exec lives in the session of a process of crun's, which has ended; 0 if the session is somebody else's.
+
+    A number stays taken as long as there is a session of that number: if no process has it, nobody else is meant.
+    """
+    family = family_of(root)
+    if family is None or family[1] == root or read_start_time(family[1]) is not None:
+        return 0
+    return family[1]
+
+
+def kill_tree(root: int, pids: Callable[[], set[int]]) -> None:
+    """SIGKILL for `root` and its tree."""
+    Tree(root, pids).kill()

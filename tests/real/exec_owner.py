@@ -1,0 +1,25 @@
+"""A program that starts execs in a container that lives on, prints `ID` of each, and waits to be killed.
+
+Arguments: a root, then JSON: a list of shell scripts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from lighterman import Engine
+
+
+async def main() -> None:
+    async with Engine(root=sys.argv[1]) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        for script in json.loads(sys.argv[2]):
+            process = await box.start_exec(["sh", "-c", script])
+            print(process.id, flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main())

@@ -1,0 +1,183 @@
+"""An exec is a full process: signals, its tree, a timeout, its exit code, and found again by the next engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from real_support import running_in
+
+from lighterman import Container, Engine, NotFound, Process
+from lighterman.lifecycle.events import State
+from support import eventually
+
+pytestmark = pytest.mark.real
+
+# A process leaves its children behind all the time; their parents are gone before anybody lists them.
+FORKS = "while :; do (sleep 1000 &); (true); done 2>/dev/null"
+
+
+@pytest.fixture
+async def box(engine: Engine) -> AsyncIterator[Container]:
+    async with engine.container("busybox", ["sleep", "1000"], pids_limit=300) as box:
+        yield box
+
+
+async def only_init(box: Container) -> None:
+    await eventually(lambda: running_in(box.id) == [box.pid])
+
+
+async def output(process: Process, stream: str = "stdout") -> bytes:
+    return b"".join([record.data async for record in process.logs() if record.stream == stream])
+
+
+# ---- signals and the tree ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal", ["TERM", "HUP", 10])
+async def test_P04_a_signal_reaches_the_process(box: Container, signal: int | str) -> None:
+    process = await box.start_exec(["sh", "-c", "echo ready; exec sleep 1000"])
+    assert await process.stdout.readline() == b"ready\n"
+    await process.kill(signal)
+    assert (await process.wait()).signal == {"TERM": 15, "HUP": 1, 10: 10}[signal]
+
+
+async def test_P04_killing_a_forking_loop_leaves_no_process(box: Container) -> None:
+    process = await box.start_exec(["sh", "-c", FORKS])
+    await eventually(lambda: len(running_in(box.id)) > 30)
+    await process.kill()
+    assert (await process.wait()).signal == 9
+    await only_init(box)
+
+
+async def test_P04_timeout_of_a_forking_loop_leaves_no_process(box: Container) -> None:
+    done = await box.exec(["sh", "-c", FORKS], timeout_s=1)
+    assert done.exit.reason == "timeout"
+    await only_init(box)
+
+
+async def test_P04_timeout_asks_first(box: Container) -> None:
+    script = "trap 'echo asked; exit 7' TERM; echo begun; while :; do sleep 0.05; done"
+    done = await box.exec(["sh", "-c", script], timeout_s=0.5)
+    assert (done.exit.code, done.exit.reason, done.stdout) == (7, "timeout", b"begun\nasked\n")
+
+
+async def test_P04_timeout_kills_who_does_not_obey(box: Container) -> None:
+    script = "trap '' TERM; echo begun; while :; do sleep 0.05; done"
+    done = await box.exec(["sh", "-c", script], timeout_s=0.5)
+    assert (done.exit.signal, done.exit.reason, done.stdout) == (9, "timeout", b"begun\n")
+    await only_init(box)
+
+
+async def test_P04_timeout_of_one_that_obeys_kills_what_it_leaves(box: Container) -> None:
+    # The first is of its session; the second has its own, and loses its parent when that obeys.
+    script = (
+        "sh -c 'trap \"\" TERM; sleep 1000' & setsid sh -c 'trap \"\" TERM; sleep 999; :' & trap 'exit 3' TERM; wait"
+    )
+    done = await box.exec(["sh", "-c", script], timeout_s=1)
+    assert (done.exit.code, done.exit.reason) == (3, "timeout")
+    await only_init(box)
+
+
+async def test_P04_timeout_while_streaming(box: Container) -> None:
+    process = await box.start_exec(["sh", "-c", "while :; do echo line; done"], timeout_s=1)
+    seen = 0
+    while chunk := await process.stdout.read(65536):
+        seen += chunk.count(b"line")
+    exit = await process.wait()
+    assert (exit.signal, exit.reason) == (15, "timeout")
+    assert seen > 0
+    await only_init(box)
+
+
+async def test_P04_exit_code_while_streaming(box: Container) -> None:
+    process = await box.start_exec(["sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; exit 42"])
+    numbers = []
+    while line := await process.stdout.readline():
+        numbers.append(int(line))
+    assert numbers == list(range(20000))
+    assert (await process.wait()).code == 42
+
+
+async def test_P04_fifty_at_once_are_all_right(box: Container) -> None:
+    done = await asyncio.gather(*(box.exec(["sh", "-c", f"cat; exit {n}"], stdin=b"%d" % n) for n in range(50)))
+    assert [(one.exit.code, one.stdout) for one in done] == [(n, b"%d" % n) for n in range(50)]
+    await only_init(box)
+
+
+async def test_P04_stdin_is_closed_by_itself(box: Container) -> None:
+    process = await box.start_exec(["sh", "-c", "cat; echo after; exit 5"], stdin=True)
+    process.stdin.write(b"some")
+    process.stdin.write_eof()
+    assert await process.stdout.read() == b"someafter\n"
+    assert (await process.wait()).code == 5
+
+
+async def test_P04_a_terminal_is_resized(box: Container) -> None:
+    process = await box.start_exec(["sh", "-c", "read x; stty size"], terminal=True, stdin=True)
+    await process.resize(height=33, width=77)
+    process.stdin.write(b"\n")
+    assert (await process.wait()).code == 0
+    assert b"33 77" in await output(process)
+
+
+async def test_P04_ends_of_execs_are_told_before_the_containers(engine: Engine) -> None:
+    async with engine.container("busybox", ["sh", "-c", "read x; exit 4"], stdin=True) as box:
+        processes = [await box.start_exec(["sleep", "1000"]) for _ in range(5)]
+        box.stdin.write(b"\n")
+        assert (await box.wait()).code == 4
+        assert all(process.exit is not None and process.exit.signal == 9 for process in processes)
+        kinds = [event.kind async for event in engine.events(after=0, container=box.id, follow=False)]
+        assert kinds.count(State.EXIT_PROCESS) == 5
+        assert kinds.index(State.EXIT) == len(kinds) - 1
+
+
+# ---- found again -------------------------------------------------------------------------------------------------
+
+
+async def test_P04_found_again_after_kill_9_of_the_engine(root: Path) -> None:
+    """One that still runs, one that ends with nobody there, and one that had ended: code and output are exact."""
+    many = "i=0; while [ $i -lt 5000 ]; do echo $i; i=$((i+1)); done"
+    scripts = [
+        f"{many}; touch /one; while [ ! -e /go ]; do sleep 0.05; done; echo late; exit 11",
+        f"while [ ! -e /one ]; do sleep 0.05; done; {many}; touch /two; exit 12",
+        "exec sleep 1000",
+    ]
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("exec_owner.py")),
+        str(root),
+        json.dumps(scripts),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert owner.stdout is not None
+    ids = [(await owner.stdout.readline()).decode().strip() for _ in scripts]
+    owner.kill()
+    await owner.wait()
+    numbers = b"".join(b"%d\n" % n for n in range(5000))
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        await eventually(lambda: _is_there(box, "/two"))
+        running, ended, sleeping = [await box.get_exec(id) for id in ids]
+        assert (await asyncio.wait_for(ended.wait(), 60)).code == 12
+        assert await output(ended) == numbers
+        # A reader goes on from where another one, or an earlier engine's, had come.
+        first = [record async for record in running.logs()]
+        assert running.exit is None
+        assert b"".join(record.data for record in first) == numbers
+        await box.exec(["touch", "/go"])
+        assert (await asyncio.wait_for(running.wait(), 60)).code == 11
+        after = [record.data async for record in running.logs(after=first[0].cursor, follow=True)]
+        assert b"".join(after) == numbers[len(first[0].data) :] + b"late\n"
+        await sleeping.kill()
+        assert (await sleeping.wait()).signal == 9
+        with pytest.raises(NotFound):
+            await box.get_exec("nosuch")
+
+
+async def _is_there(box: Container, path: str) -> bool:
+    return (await box.exec(["test", "-e", path])).ok
