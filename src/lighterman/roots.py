@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import threading
 import uuid
@@ -13,9 +15,17 @@ from lighterman.trees import remove_tree
 
 __all__ = ["StateRoot", "abandoned", "default_run", "default_state"]
 
+log = logging.getLogger(__name__)
+
 # POSIX record locks do not see two engines of one process: the root, and the process that holds it (not a child of it).
 _held: dict[str, int] = {}
 _held_lock = threading.Lock()
+_removing: set[str] = set()  # by this process, for the same reason
+
+_GONE = ".gone-"  # what a private root is called while it is being removed
+
+# How often it is tried again where a sweep of another engine came in between.
+_TRIES = 20
 
 
 def default_state() -> str:
@@ -56,8 +66,7 @@ class StateRoot:
         Raises: InvalidSpec for a path that can't be one.
         """
         if root is None:
-            id = uuid.uuid4().hex[:16]
-            return cls(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
+            return cls(*_new_private(), private=True)
         path = os.path.abspath(os.fspath(root))
         if "\0" in path or path == "/":
             raise InvalidSpec(f"root {path!r}: must be a directory of its own")
@@ -68,7 +77,22 @@ class StateRoot:
         return cls(path, f"{default_run()}/roots/{name}", private=False)
 
     def acquire(self) -> None:
-        """Make the directories and take the lock. Raises: RootLocked that names the holder, StoreError."""
+        """Make the directories and take the lock.
+
+        Raises: RootLocked that names the holder; InvalidSpec for a directory that holds something else; StoreError.
+        """
+        for _ in range(_TRIES if self.private else 0):
+            with contextlib.suppress(RootLocked, StoreError):
+                self.take()
+                return
+            # Not locked yet, it looked abandoned to another engine: a new one is as good.
+            self.state, self.run = _new_private()
+        self.take()
+
+    def take(self) -> None:
+        """As `acquire`, of these directories and no others."""
+        if not self.private:
+            _check_own(self.state)
         try:
             for path in (self.state, self.run):
                 _make_private(path)
@@ -88,13 +112,22 @@ class StateRoot:
 
     def remove(self) -> None:
         """Take a private root away, whole. Raises: StoreError naming what can't be removed."""
-        for path in (self.run, self.state):
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                remove_tree(self.run)
+            # Out of the way of who makes it, or sweeps, at the same time; from now on only its inode is ours.
+            gone = f"{os.path.dirname(self.state)}/{_GONE}{uuid.uuid4().hex[:16]}"
+            with _held_lock:
+                _removing.add(gone)
             try:
-                remove_tree(path)
-            except FileNotFoundError:
-                continue
-            except OSError as failed:
-                raise StoreError(f"private root {path} can't be removed: {failed}") from failed
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self.state, gone)
+                    _remove_renamed(gone)
+            finally:
+                with _held_lock:
+                    _removing.discard(gone)
+        except OSError as failed:
+            raise StoreError(f"private root {self.state} can't be removed: {failed}") from failed
 
     def remove_run(self) -> None:
         """Take the RUN part away, of which nothing is needed while nothing runs. Raises: StoreError."""
@@ -129,6 +162,9 @@ def _lock(state: str) -> int:
         except OSError:
             os.close(lock)
             raise
+        if not _is_at(lock, f"{state}/lock"):
+            os.close(lock)
+            raise FileNotFoundError(errno.ENOENT, "it was removed just now", state)
         _held[key] = ours
     os.ftruncate(lock, 0)
     os.pwrite(lock, b"%d\n" % ours, 0)
@@ -140,6 +176,74 @@ def _locked(state: str, holder: int | None) -> RootLocked:
         f"state root {state} is held by another engine (process {holder or 'unknown'}): use that one, or another root",
         holder_pid=holder,
     )
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether the file of that name is still the one that was opened: a lock on a removed one keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _new_private() -> tuple[str, str]:
+    id = uuid.uuid4().hex[:16]
+    return f"{default_state()}/private/{id}", f"{default_run()}/private/{id}"
+
+
+def _check_own(path: str) -> None:
+    """Refuse a directory with somebody else's things, which would be closed to everybody. Raises: InvalidSpec."""
+    if path == default_state():
+        return
+    try:
+        status, names = os.stat(path), os.listdir(path)
+    except OSError:
+        return  # it is made, or told, next
+    if status.st_uid != os.geteuid():
+        raise InvalidSpec(f"root {path!r}: belongs to user {status.st_uid}: choose a directory of your own")
+    # A file system of its own has one of these.
+    if "lock" not in names and set(names) - {"lost+found"}:
+        raise InvalidSpec(f"root {path!r}: holds something else: choose a new or an empty directory")
+
+
+def _remove_renamed(path: str) -> None:
+    """The lock last: as long as it is there and held, nobody else removes this."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            elif entry.name != "lock":
+                os.unlink(entry.path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}/lock")
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
+def _finish_removal(path: str) -> None:
+    """Go on with a removal whose process is dead."""
+    with _held_lock:
+        if path in _removing:
+            return
+        _removing.add(path)
+    try:
+        lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_renamed(path)
+        finally:
+            os.close(lock)
+    except FileNotFoundError:
+        # All that was left to do.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    except (BlockingIOError, PermissionError):
+        return  # it lives
+    except OSError as failed:
+        log.warning("what a killed engine left in %s can't be removed: %s", path, failed)
+    finally:
+        with _held_lock:
+            _removing.discard(path)
 
 
 def _make_private(path: str) -> None:
@@ -164,9 +268,12 @@ def abandoned() -> list[StateRoot]:
             ids.update(os.listdir(f"{parent}/private"))
     found = []
     for id in sorted(ids):
+        if id.startswith(_GONE):
+            _finish_removal(f"{default_state()}/private/{id}")
+            continue
         root = StateRoot(f"{default_state()}/private/{id}", f"{default_run()}/private/{id}", private=True)
         try:
-            root.acquire()
+            root.take()
         except (RootLocked, StoreError):
             continue
         found.append(root)

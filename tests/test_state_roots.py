@@ -1,0 +1,82 @@
+"""Directories of state: whose they may be, and who may take them for abandoned."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from lighterman import roots
+from lighterman.errors import InvalidSpec
+from lighterman.roots import StateRoot, abandoned
+
+
+@pytest.fixture
+def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(roots, "default_state", lambda: str(tmp_path / "state"))
+    monkeypatch.setattr(roots, "default_run", lambda: str(tmp_path / "run"))
+    return tmp_path
+
+
+def _come_and_go(times: int) -> None:
+    for _ in range(times):
+        root = StateRoot.of(None)
+        root.acquire()
+        for left in abandoned():
+            left.remove()
+            left.release()
+        assert os.path.exists(f"{root.state}/lock")
+        assert os.path.isdir(root.run)
+        root.remove()
+        root.release()
+
+
+def test_engines_that_come_and_go_at_the_same_time_take_nothing_from_each_other(default: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=_come_and_go, args=(60,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    for left in abandoned():
+        left.remove()
+        left.release()
+    assert list((default / "state/private").iterdir()) == []
+
+
+def test_a_removal_that_was_interrupted_is_finished(default: Path) -> None:
+    for name in (".gone-1", ".gone-2"):
+        (default / "state/private" / name).mkdir(parents=True)
+    (default / "state/private/.gone-1/upper").mkdir()
+    (default / "state/private/.gone-1/lock").write_text("1")
+    assert abandoned() == []
+    assert list((default / "state/private").iterdir()) == []
+
+
+def test_a_directory_with_something_else_is_refused_and_left_as_it_is(default: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "letter").write_text("x")
+    with pytest.raises(InvalidSpec, match="holds something else"):
+        StateRoot.of(home).acquire()
+    assert home.stat().st_mode & 0o777 == 0o755
+    assert os.listdir(home) == ["letter"]
+    (home / "letter").unlink()
+    for _ in range(2):
+        root = StateRoot.of(home)
+        root.acquire()
+        root.release()
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_of_somebody_else_is_refused(default: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("giving a directory away needs root")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 4711, 4711)
+    with pytest.raises(InvalidSpec, match="belongs to user 4711"):
+        StateRoot.of(theirs).acquire()
