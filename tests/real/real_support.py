@@ -24,6 +24,7 @@ __all__ = [
     "process_is_there",
     "records",
     "running_in",
+    "the_two",
     "written",
 ]
 
@@ -131,6 +132,12 @@ def keeper_pid(root: Path | None = None) -> int:
                 found.append(int(directory.name))
     assert len(found) == 1, found
     return found[0]
+
+
+async def the_two(container: Container) -> list[int]:
+    """The processes of a container with an init, once its program has been forked."""
+    await eventually(lambda: len(running_in(container.id)) == 2)
+    return sorted(running_in(container.id))
 
 
 def descriptors(pid: int | str = "self") -> int:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from real_support import descriptors, keeper_pid, running_in
+from real_support import descriptors, keeper_pid, running_in, the_two
 
 from lighterman import Container, Engine
 from lighterman.lifecycle.status import Status
@@ -123,7 +123,7 @@ async def test_exec_cancelled_at_any_instant_its_tree_is_gone(engine: Engine, tw
     async with engine.container("busybox", ["sleep", "1000"], init=True) as box:
         await box.exec(["true"])
         keeper = keeper_pid()
-        mine, keepers, alone = descriptors(), descriptors(keeper), sorted(running_in(box.id))
+        mine, keepers, alone = descriptors(), descriptors(keeper), await the_two(box)
         for delay in DELAYS_S:
             await cut_off(box.exec(["sh", "-c", "sleep 998 & sleep 997"]), delay, twice=twice)
         await eventually(lambda: sorted(running_in(box.id)) == alone)
@@ -135,7 +135,7 @@ async def test_exec_cancelled_at_any_instant_its_tree_is_gone(engine: Engine, tw
 
 async def test_start_exec_cancelled_at_any_instant_nothing_is_left(engine: Engine) -> None:
     async with engine.container("busybox", ["sleep", "1000"], init=True) as box:
-        alone = sorted(running_in(box.id))
+        alone = await the_two(box)
         for delay in DELAYS_S:
             task = asyncio.create_task(box.start_exec(["sleep", "998"], terminal=True))
             await asyncio.wait((task,), timeout=delay)

@@ -35,6 +35,7 @@ from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
+from lighterman.runtimes.oci.strays import Strays
 from lighterman.runtimes.oci.tree import kill_tree
 from lighterman.runtimes.options import OutputSegments
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
@@ -116,6 +117,7 @@ class OciSystem:
         self._execs: dict[str, OciProcess] = {}
         self._terminating = False
         self._closed = False
+        self._strays: Strays | None = None  # made at the first exec
 
     @property
     def id(self) -> str:
@@ -178,24 +180,35 @@ class OciSystem:
             command += ["--console-socket", console]
         spec = _in_memory(encode_process(process))
         try:
-            made = await self._spawn(
-                "exec",
-                exec_id,
-                process,
-                self.call.argv(log, *command, self._id),
-                pid_file=pid_file,
-                console=console if process.terminal else None,
-                log=log,
-                extra_fds={_EXEC_FD: spec},
-                litter=(pid_file, log),
-            )
+            async with self._starting_exec():
+                made = self._execs[exec_id] = await self._spawn(
+                    "exec",
+                    exec_id,
+                    process,
+                    self.call.argv(log, *command, self._id),
+                    pid_file=pid_file,
+                    console=console if process.terminal else None,
+                    log=log,
+                    extra_fds={_EXEC_FD: spec},
+                    litter=(pid_file, log),
+                )
         except BaseException:
             await asyncio.to_thread(unlink_all, pid_file, log)
             raise
         finally:
             os.close(spec)
-        self._execs[exec_id] = made
         return made
+
+    def _starting_exec(self) -> AbstractAsyncContextManager[None]:
+        if not self._own_pid_namespace:
+            # Its orphans are the keeper's children too: a stray can't be told from them.
+            return contextlib.nullcontext()
+        if self._strays is None:
+            self._strays = Strays(self.cgroup.pids, self._known_pids, lambda: self._keeper().pid)
+        return self._strays.starting()
+
+    def _known_pids(self) -> set[int]:
+        return {process.pid for process in (self._init, *self._execs.values()) if process is not None}
 
     async def _spawn(
         self,
@@ -499,6 +512,8 @@ class OciSystem:
 
     async def let_go(self) -> None:
         """Close what we hold of it; what runs goes on, and the keeper has its own duplicates."""
+        if self._strays is not None:
+            await self._strays.settled()
         for process in (self._init, *self._execs.values()):
             if process is not None:
                 with contextlib.suppress(AlreadyClosed):
