@@ -4,12 +4,13 @@ HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 IN   := cd "$(HERE)" &&
 ARGS ?=
 
-.PHONY: help install system run test check bench test-vm shell-vm clean
+.PHONY: help install system run test test-windows check bench test-vm shell-vm clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run      run a real container and show its output, exit code and the time of each phase'
 	@echo 'make test     run all tests (ARGS="-k name" picks some)'
+	@echo 'make test-windows  run the portable suites and those of HCS under Windows Python in Wine (first time: about 1 GB)'
 	@echo 'make check    ruff, mypy --strict and the import rules'
 	@echo 'make bench    measure against raw crun and runc (ARGS="--json")'
 	@echo 'make test-vm  run the tests of real containers here and in virtual machines with cgroup v2, and write docs/hosts.md'
@@ -30,6 +31,9 @@ run: install
 
 test: install
 	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m pytest $(ARGS)
+
+test-windows: install
+	@$(IN) tools/test-windows.sh $(ARGS)
 
 # Every conftest.py has the same module name, so those of the folders are checked one by one.
 check: install

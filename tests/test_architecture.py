@@ -33,7 +33,22 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    ("spec", "checks", "errors", "ends", "limits", "clock", "flag", "quantities", "record", "results", "roots", "trees"),
+    tuple(
+        [
+            "spec",
+            "checks",
+            "errors",
+            "ends",
+            "limits",
+            "clock",
+            "flag",
+            "quantities",
+            "record",
+            "results",
+            "roots",
+            "trees",
+        ]
+    ),
 )
 
 # The exceptions; values and their helpers at the bottom may use each other.

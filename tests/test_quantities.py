@@ -39,7 +39,7 @@ def test_size_of_dockers_notation(text: str | int, count: int) -> None:
     "text",
     [
         "", " ", "b", "m", "-1", "-1m", "+1m", "1x", "1mm", "1e3", "0x10", "1,5m", "1.m", ".5m", "1 m b", "nan", "inf",
-        "1\n", "\u0661", "1\x00", "9223372036854775808", "8192p", "9" * 5000, -1, MAX_BYTES + 1, pytest.param(10**5000, id="huge"), 1.5, True,
+        "1\n", "\u0661", "1\x00", "9223372036854775808", "8192p", "9" * 5000, -1, MAX_BYTES + 1, pytest.param(10**5000, id="huge"), 1.5, True,  # noqa: E501
         None, b"1m",
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -111,13 +111,18 @@ class Books:
         """Write the record and an event down, in one transaction. Raises: StoreError."""
         await self.journal.commit(event, Change(save=_row(entry.record)))
 
-    async def tell_fact(self, entry: Entry, event: Event) -> None:
-        """As `tell`, for what has happened and can't be refused: tried again until the disk takes it."""
+    async def tell_fact(self, entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:
+        """As `tell`, for what has happened and can't be refused: tried again until the disk takes it.
+
+        Args: late: called at each attempt that fails.
+        """
         while True:
             try:
                 await self.tell(entry, event)
             except StoreError as failed:
                 log.error("container %s: its %s is not written down yet: %s", entry.record.name, event.kind, failed)
+                if late is not None:
+                    late()
                 await asyncio.sleep(limits.STORE_RETRY_S)
             else:
                 return

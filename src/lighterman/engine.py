@@ -628,15 +628,20 @@ class Engine:
             exit=record.exit,
             reason=info.reason,
         )
-        await self._books.tell_fact(entry, event)
-        if info.state in (State.START, State.RESTORE):
-            entry.restoring = False
-            entry.told_start.set()
-        elif info.state is State.EXIT:
-            entry.log.end()
-            entry.end_known_mono = self._clock.mono()
-            entry.told_start.set()
-            entry.ended.set()
+
+        def tell_who_waits() -> None:
+            if info.state in (State.START, State.RESTORE):
+                entry.restoring = False
+                entry.told_start.set()
+            elif info.state is State.EXIT and not entry.ended.is_set():
+                entry.log.end()
+                entry.end_known_mono = self._clock.mono()
+                entry.told_start.set()
+                entry.ended.set()
+
+        # Who waits for it must not wait for a full disk: then they hear of it before it is written down.
+        await self._books.tell_fact(entry, event, late=tell_who_waits)
+        tell_who_waits()
         if entry.check is not None or record.spec.health is not None or record.spec.ready is not None:
             self.watches.changed(entry, info)
 
@@ -661,12 +666,16 @@ class Engine:
             pid=info.pid,
             exit=exit,
         )
+
+        def tell_who_waits() -> None:
+            if life is not None and exit is not None and not life.ended.is_set():
+                life.exit = exit
+                life.log.end()
+                life.ended.set()
+
         if life is None or not life.is_probe:
-            await self._books.tell_fact(entry, event)
-        if life is not None and exit is not None:
-            life.exit = exit
-            life.log.end()
-            life.ended.set()
+            await self._books.tell_fact(entry, event, late=tell_who_waits)
+        tell_who_waits()
 
     # ---- what coming back needs (recovery) -----------------------------------------------------------------------
 
@@ -836,7 +845,7 @@ class Engine:
 
     async def _finish(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do it to its end even if who asked is cancelled meanwhile."""
-        await asyncio.shield(self._tasks.finish(work, name))
+        await self._tasks.finish_and_wait(work, name)
 
     def _must_be_open(self) -> None:
         if not self._open:

@@ -141,6 +141,14 @@ class Entry:
         self.start_asked_mono = 0.0
         self.end_known_mono = 0.0
 
+    def surplus_execs(self) -> list[ExecEntry]:
+        """Take out the ended processes that are too many to be kept, the oldest first."""
+        ended = [life for life in self.execs.values() if life.ended.is_set()]
+        surplus = ended[: max(0, len(ended) - limits.EXECS_KEPT)]
+        for life in surplus:
+            del self.execs[life.name]
+        return surplus
+
     def new_exec(self, name: str) -> ExecEntry:
         """Enter a further process."""
         life = self.execs[name] = ExecEntry(

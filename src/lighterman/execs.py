@@ -75,6 +75,8 @@ class Execs:
             console_size=console_size,
             stdin=stdin,
         )
+        for old in entry.surplus_execs():
+            self._tasks.finish(old.forget(), f"forget exec {old.name}")
         life = entry.new_exec(os.urandom(6).hex())
         life.is_probe = is_probe
         try:

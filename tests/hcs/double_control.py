@@ -36,7 +36,7 @@ def build(directory: Path, *, compiler: str = "gcc", windows: bool = False) -> B
     shared = ["-shared", "-static"] if windows else ["-shared", "-fPIC", "-fvisibility=hidden"]
     for name, (parts, define) in _PARTS.items():
         files = [str(SOURCES / file) for file in (*_SHARED, child, *parts)]
-        output = str(directory / f"{name}{suffix}")
+        output = str(directory / f"double-{name}{suffix}")
         subprocess.run([compiler, *flags, *shared, define, "-o", output, *files, "-lpthread"], check=True)
     static = ["-static"] if windows else []
     program = ["-o", str(directory / f"prog{exe}"), str(SOURCES / "prog.c")]
@@ -47,7 +47,7 @@ def build(directory: Path, *, compiler: str = "gcc", windows: bool = False) -> B
 def built_in(directory: Path, *, windows: bool = sys.platform == "win32") -> Built:
     """What `build` has made."""
     suffix = ".dll" if windows else ".so"
-    return Built(directory / f"vmcompute{suffix}", directory / f"computecore{suffix}", directory)
+    return Built(directory / f"double-vmcompute{suffix}", directory / f"double-computecore{suffix}", directory)
 
 
 class Double:
@@ -96,6 +96,10 @@ class Double:
     def notify(self, id: str, kind: int, *, pid: int = 0, status: int = 0, data: str | None = None) -> None:
         """A notification out of the blue."""
         assert self.dll.double_notify(id.encode(), pid, kind, status, data.encode() if data is not None else None)
+
+    def settle(self) -> None:
+        """computecore only: the operations that were never to end do so, as failures."""
+        self.dll.double_settle()
 
     def crash(self, id: str) -> None:
         """The utility VM, or the silo, dies."""

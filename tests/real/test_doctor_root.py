@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
 from lighterman.engine import Engine
 
 pytestmark = pytest.mark.real
@@ -33,9 +35,13 @@ def doctor(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def die(root: Path) -> None:
+    subprocess.run([sys.executable, "-c", DIES, str(root)], timeout=60, check=False)
+
+
 async def test_doctor_of_a_killed_engine_shows_and_mends_the_differences(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    subprocess.run([sys.executable, "-c", DIES, str(root)], timeout=60, check=False)
+    await asyncio.to_thread(die, root)
     seen = doctor(root)
     assert "files of it are left" in seen.stdout
     assert seen.returncode == 1

@@ -301,7 +301,10 @@ class Container:
 
     async def add_process(self, name: str, config: ProcessConfig) -> int:
         """Start an exec process and return its pid. Execs start side by side; none waits for another [L03]."""
-        return await self._execs.add(self._running(), name, config)
+        run = self._running()
+        if run.paused:
+            raise InvalidState(f"container {self.id} is paused: resume it first", operation="exec", container=self.id)
+        return await self._execs.add(run, name, config)
 
     def running_system(self) -> Run:
         """The run whose statistics and processes can be asked for. Raises: InvalidState where nothing runs."""

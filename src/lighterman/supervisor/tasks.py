@@ -31,11 +31,19 @@ class OwnedTasks:
         """Start a task that the closing client waits for."""
         return self._start(work, name, self._finishing)
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str, among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    async def finish_and_wait(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """As `finish`, and wait for it; its error belongs to who waits. Cancelled: only the waiting ends."""
+        task = self._start(work, name, self._finishing, reported=False)
+        await asyncio.shield(task)
+
+    def _start(
+        self, work: Coroutine[Any, Any, None], name: str, among: set[asyncio.Task[None]], *, reported: bool = True
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         among.add(task)
         task.add_done_callback(among.discard)
-        task.add_done_callback(_report)
+        if reported:
+            task.add_done_callback(_report)
         return task
 
     async def close(self, finish_s: float) -> None:

@@ -73,9 +73,14 @@ static DWORD launch(const ChildPlan *plan, HANDLE std[3], Child *child, uint32_t
     DWORD failed = 0;
     HANDLE job = CreateJobObjectW(NULL, NULL);
     if (strstr(plan->directory, "missing")) failed = ERROR_DIRECTORY;
-    else if (!CreateProcessW(NULL, (WCHAR *)command, NULL, NULL, TRUE, CREATE_UNICODE_ENVIRONMENT | CREATE_SUSPENDED | CREATE_NO_WINDOW,
-                             block, NULL, &start, &made))
-        failed = GetLastError() ? GetLastError() : 2;
+    for (int attempt = 0; !failed; attempt++) {
+        DWORD flags = CREATE_UNICODE_ENVIRONMENT | CREATE_SUSPENDED | CREATE_NO_WINDOW;
+        if (CreateProcessW(NULL, (WCHAR *)command, NULL, NULL, TRUE, flags, block, NULL, &start, &made)) break;
+        DWORD error = GetLastError() ? GetLastError() : ERROR_FILE_NOT_FOUND;
+        /* Wine on a busy machine fails now and then by an internal error. */
+        if (error != ERROR_INTERNAL_ERROR || attempt == 5) failed = error;
+        else sleep_ms(100);
+    }
     free(line);
     free(command);
     free(block);

@@ -275,7 +275,7 @@ class OciRuntime:
                 left = await asyncio.to_thread(self._take_away, system)
             if left:
                 log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
-        except LightermanError as failed:
+        except (LightermanError, OSError) as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
 
     def _take_away(self, system: OciSystem) -> Sequence[str]:
