@@ -24,6 +24,7 @@ from lighterman.errors import (
     NotFound,
     NotSupported,
     OperationPending,
+    RuntimeFailed,
 )
 from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
@@ -227,7 +228,7 @@ class OciSystem:
         try:
             job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console)
             async with self._start_slot():
-                spawned = await self._spawn_or_undo(job)
+                spawned = await self._spawn_or_undo(job, operation)
             if spawned.status != 0 or spawned.pid is None:
                 raise await self._failure(operation, process, spawned, log)
             stdio, terminal = ends.ours(spawned.console)
@@ -307,11 +308,18 @@ class OciSystem:
             timeout_s=limits.RUNTIME_CALL_S,
         )
 
-    async def _spawn_or_undo(self, job: Job) -> Spawned:
+    async def _spawn_or_undo(self, job: Job, operation: str) -> Spawned:
         """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
         spawning = asyncio.ensure_future(self._keeper().spawn(job))
         try:
             return await asyncio.shield(spawning)
+        except RuntimeFailed as failed:
+            raise RuntimeFailed(
+                f"{self.call.name} {operation} of container {self._id}: {self.call.executable}: {failed}",
+                runtime=self.call.name,
+                operation=operation,
+                container=self._id,
+            ) from failed
         except asyncio.CancelledError:
             await self._keeper().abort(job.job)
             try:
