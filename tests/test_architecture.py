@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),
-    ("asking", "stdin", "linux_host", "journal", "notify"),
+    ("asking", "stdin", "linux_host", "windows_host", "journal", "notify"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
