@@ -40,6 +40,7 @@ check: install
 	@$(IN) .venv/bin/ruff check .
 	@$(IN) .venv/bin/ruff format --check .
 	@$(IN) .venv/bin/mypy --exclude '^tests/.+/conftest\.py$$' src tests vm $$(ls -d bench 2>/dev/null)
+	@$(IN) .venv/bin/mypy --platform win32 src/lighterman/runtimes/hcs src/lighterman/windows_host.py
 	@$(IN) for each in $$(find tests -mindepth 2 -name conftest.py); do .venv/bin/mypy "$$each" || exit 1; done
 	@$(IN) .venv/bin/python -m pytest -q tests/test_architecture.py
 
