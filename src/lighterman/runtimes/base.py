@@ -210,6 +210,9 @@ class ComputeSystem(Protocol):
     async def oom_counters(self) -> OomCounters | None:
         """Read while the cgroup exists, after the init's end too; None where the platform counts nothing."""
 
+    async def stuck(self) -> str | None:
+        """Which of its processes not even SIGKILL ends, and where they hang, for showing; None where none is seen."""
+
     async def has_pending_updates(self) -> bool: ...
     async def update_resources(self, resources: Resources) -> None: ...
 

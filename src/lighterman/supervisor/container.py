@@ -137,6 +137,8 @@ class Container:
                 await self._within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(signal))
         except AlreadyStopped:
             return
+        except LimitExceeded:
+            raise  # it has its SIGKILL, and ends as asked once it can
         except LightermanError:
             if manual and self._run is run and not run.ended:
                 self._manually_stopped = marked_before
@@ -150,10 +152,19 @@ class Container:
             self._around.finish(self._shut_down_quietly(run), f"shutdown {self.id}")
             return
         # A frozen process of cgroup v1 takes note of SIGKILL only once it is thawed: terminate may wait for that.
+        run.killed_at = run.killed_at or self._clock.wall()
         run.ending.begin_terminate()
         await asyncio.sleep(0)
         await self._thaw(run, tell=False)
-        await run.ending.terminate()
+        # Where there are signals, SIGKILL takes moments, or does not come through at all.
+        limit_s = limits.KILL_WAIT_S if self._around.runtime.features().signals else None
+        try:
+            async with self._clock.timeout(limit_s):
+                await run.ending.terminate()
+        except TimeoutError:
+            if not run.ended:
+                run.ending.allow_another()
+                raise await self._unkillable(run) from None
 
     async def _shut_down_quietly(self, run: Run) -> None:
         try:
@@ -217,14 +228,25 @@ class Container:
 
     async def _must_exit(self, run: Run) -> None:
         if not await self._exits_within(run, limits.KILL_WAIT_S):
-            assert run.init is not None
-            raise LimitExceeded(
-                f"container {self.id} is unkillable: pid {run.init.pid} has not ended {limits.KILL_WAIT_S:g} s "
-                "after SIGKILL",
-                limit="KILL_WAIT_S",
-                operation="terminate",
-                container=self.id,
-            )
+            raise await self._unkillable(run)
+
+    async def _unkillable(self, run: Run) -> LimitExceeded:
+        assert run.init is not None
+        since_s = self._clock.wall() - (run.killed_at or self._clock.wall())
+        return LimitExceeded(
+            f"container {self.id} is unkillable: pid {run.init.pid} has not ended {since_s:.0f} s after SIGKILL; "
+            f"{await self._where_it_hangs(run)}",
+            limit="KILL_WAIT_S",
+            operation="terminate",
+            container=self.id,
+        )
+
+    async def _where_it_hangs(self, run: Run) -> str:
+        try:
+            where = await self._within(limits.RUNTIME_CALL_S, "stuck", run.system.stuck())
+        except LightermanError as failed:
+            return f"where it hangs can't be told: {failed}"
+        return f"in uninterruptible sleep: {where}" if where else "none of its processes is in uninterruptible sleep"
 
     async def _exits_within(self, run: Run, limit_s: float) -> bool:
         assert run.init is not None

@@ -65,6 +65,10 @@ class Ending:
         """End all of it and wait for that [L29]. Cancelled: only the waiting ends."""
         await asyncio.shield(self.begin_terminate())
 
+    def allow_another(self) -> None:
+        """The terminate under way has taken too long: it goes on, and the next who asks makes an attempt of his own."""
+        self._terminating = None
+
     def begin_terminate(self) -> asyncio.Future[None]:
         """Ask for it without waiting."""
         if self._terminating is None:
@@ -79,7 +83,8 @@ class Ending:
             pass
         except Exception as failed:  # noqa: BLE001  belongs to who asked
             # Another attempt is allowed after a failed one.
-            self._terminating = None
+            if self._terminating is done:
+                self._terminating = None
             done.set_exception(failed)
             done.exception()  # who asked may have been cancelled meanwhile
             return

@@ -468,6 +468,9 @@ class FakeComputeSystem:
 
         return await self._do("oom_counters", oom_counters)
 
+    async def stuck(self) -> str | None:
+        return f"pid {self.system.init.pid} in fake_wait" if self.system.init and self.system.init.unkillable else None
+
     async def has_pending_updates(self) -> bool:
         async def has_pending_updates() -> bool:
             self._supported(self.runtime.features().pending_updates, "has_pending_updates")

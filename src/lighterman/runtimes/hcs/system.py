@@ -193,6 +193,9 @@ class HcsSystem:
         """Windows counts nothing of the kind."""
         return None
 
+    async def stuck(self) -> str | None:
+        return None
+
     async def has_pending_updates(self) -> bool:
         """Asked before the shutdown: afterwards there is nobody to ask."""
         if not self._isolation.pending_updates:

@@ -33,7 +33,7 @@ from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
 from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.process import OciProcess
-from lighterman.runtimes.oci.processes import process_summaries
+from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
@@ -466,6 +466,13 @@ class OciSystem:
         # On the way of every exit: a few small reads of cgroupfs, which is memory, cost less than a thread's turn.
         kills, peak, cpu = self.cgroup.final_counters()
         return OomCounters(oom_kills=kills, memory_peak_bytes=peak, cpu_ns=cpu)
+
+    async def stuck(self) -> str | None:
+        return await asyncio.to_thread(self._stuck)
+
+    def _stuck(self) -> str | None:
+        places = {pid: uninterruptible(pid) for pid in sorted(self.cgroup.pids())}
+        return ", ".join(f"pid {pid} in {where}" for pid, where in places.items() if where) or None
 
     async def has_pending_updates(self) -> bool:
         return False
