@@ -220,6 +220,7 @@ PORTABLE = (
     "lighterman.runtimes.hcs.load",
     "lighterman.runtimes.hcs.dlls",
     "lighterman.store.sqlite",
+    "lighterman.windows_host",
 )
 
 

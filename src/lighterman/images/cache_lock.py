@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,9 @@ _threads = threading.Lock()
 @contextmanager
 def cache_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of the cache at `directory`; waits for whoever has it. Gone with the process, however it ends."""
+    # Here, so that images can be spoken of on a system that has no such module.
+    import fcntl
+
     with _threads:
         descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
