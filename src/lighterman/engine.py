@@ -738,6 +738,20 @@ class Engine:
             await self.start_container(entry)
         except LightermanError as failed:
             log.error("container %s: starting it failed: %s", entry.record.name, failed)
+            record = entry.record
+            if record.status is Status.RESTARTING and self._open:
+                record.status = Status.EXITED
+                await self._books.tell_fact(
+                    entry,
+                    Event(
+                        kind=State.EXIT,
+                        container=record.id,
+                        name=record.name,
+                        generation=record.generation,
+                        exit=record.exit,
+                        reason=str(failed),
+                    ),
+                )
 
     async def _end_for_lease(self, entry: Entry) -> None:
         if await self._end(entry, "lease", 0):

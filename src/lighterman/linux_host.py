@@ -201,13 +201,23 @@ class LinuxHost:
     async def held_jobs(self) -> list[HeldJob]:
         """Every process that the keeper has for this root, or has told the end of without an acknowledgement."""
         held = []
-        for job in await self.keeper.list_jobs():
+        for job in await self._settled_jobs():
             meta = decode_meta(job.meta)
             if meta is None:
                 await self._end_job(job)
             else:
                 held.append(HeldJob(job, meta))
         return held
+
+    async def _settled_jobs(self) -> list[JobState]:
+        """Every job, once no runtime call is in flight: what comes of an earlier engine's is known then."""
+        deadline = time.monotonic() + limits.RUNTIME_CALL_S + limits.KEEPER_CALL_S
+        while True:
+            jobs = await self.keeper.list_jobs()
+            in_flight = [job for job in jobs if job.pid is None and job.exit is None]
+            if not in_flight or time.monotonic() > deadline:
+                return jobs
+            await asyncio.sleep(0.01)
 
     async def end_jobs(self, jobs: Sequence[HeldJob]) -> None:
         """Kill what runs of them, acknowledge them, and take away what their runs have left."""

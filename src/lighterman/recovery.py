@@ -42,15 +42,19 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for stone in loaded.tombstones:
         books.remember(stone, engine.new_entry(_decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
+    due: list[Entry] = []
     for encoded in loaded.records:
         record = _decoded(encoded)
-        await _take_up_one(engine, host, books, record, jobs.pop(record.id, []), rebooted=rebooted)
+        await _take_up_one(engine, host, books, record, jobs.pop(record.id, []), due, rebooted=rebooted)
     for unknown in jobs.values():
         # Its container was never written down, or has been removed: nobody waits for it.
         await host.end_jobs(unknown)
     # Who was killed while it removed something has left a part of it.
     await host.remove_remains(except_of={entry.record.id for entry in books if entry.is_registered})
     await asyncio.to_thread(host.remove_directories, except_of={entry.record.id for entry in books})
+    # Only now: what is being started would be taken for something left.
+    for entry in due:
+        engine.start_later(entry)
 
 
 def _decoded(encoded: bytes) -> Record:
@@ -61,7 +65,14 @@ def _decoded(encoded: bytes) -> Record:
 
 
 async def _take_up_one(
-    engine: Engine, host: LinuxHost, books: Books, record: Record, jobs: list[HeldJob], *, rebooted: bool
+    engine: Engine,
+    host: LinuxHost,
+    books: Books,
+    record: Record,
+    jobs: list[HeldJob],
+    due: list[Entry],
+    *,
+    rebooted: bool,
 ) -> None:
     entry = engine.new_entry(record)
     books.enter(entry)
@@ -71,19 +82,20 @@ async def _take_up_one(
         engine.go_on(engine.finish_removal(entry), f"remove {record.name}")
         return
     entry.feed_sinks()
-    if record.starting or record.status in (Status.CREATED, Status.EXITED):
+    half_started = record.starting and record.status is not Status.RESTARTING
+    if half_started or record.status in (Status.CREATED, Status.EXITED):
         await _settle_the_ended(host, books, entry, jobs)
     elif rebooted:
         await _tell_lost(books, entry)
     else:
-        await _take_up_running(engine, host, entry, jobs)
+        await _take_up_running(engine, host, entry, jobs, due)
     if record.lease in ("scope", "process") or (record.lease == "owner" and rebooted):
         # Its owner was the engine before us, or a process of an earlier boot, and that is dead.
         engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
         return
     await engine.leases.take_up(entry)
     if rebooted and _is_due_at_boot(record):
-        engine.start_later(entry)
+        due.append(entry)
 
 
 async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob]) -> None:
@@ -117,18 +129,21 @@ async def _tell_lost(books: Books, entry: Entry) -> None:
     entry.ended.set()
 
 
-async def _take_up_running(engine: Engine, host: LinuxHost, entry: Entry, jobs: list[HeldJob]) -> None:
+async def _take_up_running(
+    engine: Engine, host: LinuxHost, entry: Entry, jobs: list[HeldJob], due: list[Entry]
+) -> None:
     record = entry.record
-    inits = [job for job in jobs if job.meta.kind == "init"]
+    # One without a process is a runtime call that failed while no engine was there.
+    inits = [job for job in jobs if job.meta.kind == "init" and job.job.pid is not None]
     newest = max(inits, key=lambda job: job.meta.generation, default=None)
-    stale = [job for job in jobs if newest is None or job.meta.generation < newest.meta.generation]
+    stale = [
+        job for job in jobs if newest is None or job.meta.generation < newest.meta.generation or job.job.pid is None
+    ]
     await host.end_jobs(stale)
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
-        # The next run had not begun: it is due.
+        # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
         await host.end_jobs([job for job in jobs if job not in stale])
-        entry.ended.set()
-        record.status = Status.EXITED
-        engine.start_later(entry)
+        due.append(entry)
         return
     runtime = await host.runtime(record.runtime or None)
     entry.client = engine.client(runtime.name)
