@@ -33,21 +33,19 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
-    tuple(
-        [
-            "spec",
-            "checks",
-            "errors",
-            "ends",
-            "limits",
-            "clock",
-            "flag",
-            "quantities",
-            "record",
-            "results",
-            "roots",
-            "trees",
-        ]
+    (
+        "spec",
+        "checks",
+        "errors",
+        "ends",
+        "limits",
+        "clock",
+        "flag",
+        "quantities",
+        "record",
+        "results",
+        "roots",
+        "trees",
     ),
 )
 
