@@ -68,7 +68,7 @@ def test_public_name_is_there(name: str) -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
-        lighterman.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+        lighterman.no_such_name  # noqa: B018
 
 
 def test_promised_names_are_public() -> None:
