@@ -39,7 +39,7 @@ windows_path() { printf 'Z:%s' "${1//\//\\}"; }
 printf '%s\n' python311.zip . "$(windows_path "$here/src")" "$(windows_path "$here")" "$(windows_path "$made/site")" \
     'import site' >"$made/python/python311._pth"
 
-export WINEPREFIX=$made/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml='
+export WINEPREFIX=$made/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml,winedbg.exe='
 export WINELOADER=$wine WINESERVER=/usr/lib/wine/wineserver64
 unset DISPLAY
 # Wine's Python wants a pipe or nothing as each of its streams; a log file stops it. Its helpers can outlive it and hold

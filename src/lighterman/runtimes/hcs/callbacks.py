@@ -10,7 +10,7 @@ import atexit
 import ctypes
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighterman.runtimes.hcs.answers import decode_exit_status
@@ -30,6 +30,8 @@ __all__ = [
     "last_failure",
     "leave",
     "notification_address",
+    "registered",
+    "unregister",
 ]
 
 # HCS_NOTIFICATIONS of vmcompute.dll; the upper four bits are flags. Types that are not here are ignored.
@@ -80,7 +82,9 @@ EVENT = _made(None, ctypes.c_void_p, ctypes.c_void_p)
 
 _numbers = itertools.count(1)
 _records: dict[int, Record] = {}
+_releases: dict[int, Callable[[], object]] = {}
 _failures: list[BaseException] = []
+_ending: list[bool] = []
 
 
 def enter(record: Record) -> int:
@@ -93,6 +97,22 @@ def enter(record: Record) -> int:
 def leave(number: int) -> None:
     """Forget it: what still comes is ignored."""
     _records.pop(number, None)
+
+
+def registered(number: int, release: Callable[[], object]) -> None:
+    """The service calls from now on, until `release` has been called: by `unregister`, or at the interpreter's end."""
+    _releases[number] = release
+    if _ending:
+        unregister(number)
+
+
+def unregister(number: int) -> bool:
+    """Call `release`, which waits for a callback that runs, and forget the number. False if that was done before."""
+    release = _releases.pop(number, None)
+    if release is not None:
+        release()
+    leave(number)
+    return release is not None
 
 
 def last_failure() -> BaseException | None:
@@ -141,9 +161,11 @@ def event_address() -> int:
     return ctypes.cast(_EVENT, ctypes.c_void_p).value or 0
 
 
-def _forget_all() -> None:
-    _records.clear()
+def _unregister_all() -> None:
+    """A call that comes after the interpreter's end kills the process."""
+    _ending.append(True)
+    for number in list(_releases):
+        unregister(number)
 
 
-# A call that comes while the interpreter ends finds no record.
-atexit.register(_forget_all)
+atexit.register(_unregister_all)

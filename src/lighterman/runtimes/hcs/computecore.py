@@ -117,7 +117,7 @@ class ComputecoreBinding:
 
         def undo(handle: int) -> None:
             self.submit("terminate", id, "HcsTerminateComputeSystem", handle)
-            self.library.call("HcsCloseComputeSystem", handle)
+            callbacks.unregister(number)
 
         try:
             handle = await undoable(self.threads, self.threads.run(lambda: make(number)), undo)
@@ -201,6 +201,8 @@ class ComputecoreBinding:
             self.submit("terminate", id, "HcsTerminateComputeSystem", handle)
             self.library.call("HcsCloseComputeSystem", handle)
             raise
+        # Closing takes the callback away, and waits for one that runs.
+        callbacks.registered(number, lambda: self.library.call("HcsCloseComputeSystem", handle))
         return handle
 
 
@@ -257,12 +259,10 @@ class ComputecoreSystem:
         return await self._process(open_)
 
     async def close(self) -> None:
-        def close() -> None:
-            # Closing takes the callback away, and waits for one that runs.
-            self._binding.library.call("HcsCloseComputeSystem", self._handle)
-            callbacks.leave(self._number)
+        await self._gate.close(self.record.close, self._close)
 
-        await self._gate.close(self.record.close, close)
+    def _close(self) -> None:
+        callbacks.unregister(self._number)
 
     async def _bounded(self, operation: str, function: str, limit_s: float) -> None:
         async def call() -> Answer:
@@ -278,7 +278,7 @@ class ComputecoreSystem:
         number = callbacks.enter(record)
 
         def undo(opened: _Opened) -> None:
-            self._discard(opened, kill=True)
+            self._discard(opened, number, kill=True)
 
         try:
             opened = await self._gate.call(lambda: make(number), undo)
@@ -323,13 +323,15 @@ class ComputecoreSystem:
                 callbacks.event_address(),
             )
         except BaseException:
-            self._discard(opened, kill=bool(opened.info and opened.info.handles))
+            self._discard(opened, number, kill=bool(opened.info and opened.info.handles))
             raise
+        callbacks.registered(number, lambda: self._binding.library.call("HcsCloseProcess", opened.handle))
 
-    def _discard(self, opened: _Opened, *, kill: bool) -> None:
+    def _discard(self, opened: _Opened, number: int, *, kill: bool) -> None:
         if kill:
             self._binding.submit("kill", self.id, "HcsTerminateProcess", opened.handle)
-        self._binding.library.call("HcsCloseProcess", opened.handle)
+        if not callbacks.unregister(number):
+            self._binding.library.call("HcsCloseProcess", opened.handle)
         for handle in opened.info.handles if opened.info is not None else ():
             self._binding.close_std(handle)
 
@@ -378,8 +380,7 @@ class ComputecoreProcess:
 
     async def close(self) -> None:
         def close() -> None:
-            self._binding.library.call("HcsCloseProcess", self._handle)
-            callbacks.leave(self._number)
+            callbacks.unregister(self._number)
             self._close_all(self._std)
             self._std = None
 

@@ -141,12 +141,13 @@ class VmcomputeBinding:
             self.library.call("HcsTerminateComputeSystem", handle, OPTIONS)
             self.library.call("HcsCloseComputeSystem", handle)
             raise
-        return _Opened(handle, registered.handles[0], is_pending(answer.value))
+        registration = registered.handles[0]
+        callbacks.registered(number, lambda: self.library.call("HcsUnregisterComputeSystemCallback", registration))
+        return _Opened(handle, registration, is_pending(answer.value))
 
     def close_system(self, opened: _Opened, number: int) -> None:
         """Unregister, which waits for a callback that runs, and close."""
-        self.library.call("HcsUnregisterComputeSystemCallback", opened.registration)
-        callbacks.leave(number)
+        callbacks.unregister(number)
         closed = self.library.call("HcsCloseComputeSystem", opened.handle)
         if is_failure(closed.value):
             raise failure(closed.value, "close", None)
@@ -279,8 +280,10 @@ class VmcomputeSystem:
             binding.library.call("HcsCloseProcess", opened.handle)
             self._close_std(opened)
             raise
+        registration = registered.handles[0]
+        callbacks.registered(number, lambda: binding.library.call("HcsUnregisterProcessCallback", registration))
         info = answer.info or ProcessInfo(pid or 0, 0, 0, 0)
-        return _Opened(opened.handle, registered.handles[0], info=info)
+        return _Opened(opened.handle, registration, info=info)
 
     def _close_std(self, opened: _Opened) -> None:
         for handle in opened.info.handles if opened.info is not None else ():
@@ -288,8 +291,7 @@ class VmcomputeSystem:
 
     def close_process(self, opened: _Opened, number: int) -> None:
         """Unregister and close."""
-        self._binding.library.call("HcsUnregisterProcessCallback", opened.registration)
-        callbacks.leave(number)
+        callbacks.unregister(number)
         closed = self._binding.library.call("HcsCloseProcess", opened.handle)
         if is_failure(closed.value):
             raise failure(closed.value, "close process", self.id)
