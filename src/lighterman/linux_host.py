@@ -14,6 +14,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.checks import SdNotify
+from lighterman.ends import to_its_end
 from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
@@ -168,8 +169,9 @@ class LinuxHost:
             if self._closing:
                 return
             log.error("the keeper (process %d) is lost: containers are watched by pidfd now", self.keeper.pid)
+            starting = asyncio.ensure_future(KeeperClient.start_or_connect(self._root.run, self._root.state))
             try:
-                keeper = await KeeperClient.start_or_connect(self._root.run, self._root.state)
+                keeper = await to_its_end(starting)
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
                 await grant_again(keeper)
@@ -177,6 +179,10 @@ class LinuxHost:
                 log.error("no other keeper can be started: %s", failed)
                 await asyncio.sleep(limits.KEEPER_RETRY_S)
                 continue
+            except asyncio.CancelledError:
+                if starting.exception() is None:
+                    self.keeper = starting.result()  # for `close` to end
+                raise
             self.keeper = keeper
             for runtime in self._runtimes.values():
                 runtime.keeper = keeper

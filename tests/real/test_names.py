@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,12 +32,10 @@ async def test_get_by_name_id_and_prefix(engine: Engine) -> None:
 
 
 async def test_get_ambiguous_prefix_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    import secrets
-
-    ids = iter(("abcd" + "0" * 28, "abcd" + "1" * 28))
-    monkeypatch.setattr(secrets, "token_hex", lambda count: next(ids))
-    boxes = [await engine.create("busybox", ["true"]) for _ in range(2)]
-    monkeypatch.undo()
+    random, ids = os.urandom, iter((b"\xab\xcd" + bytes(14), b"\xab\xcd" + b"\x11" * 14))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "urandom", lambda count: next(ids) if count == 16 else random(count))
+        boxes = [await engine.create("busybox", ["true"]) for _ in range(2)]
     with pytest.raises(InvalidSpec, match="abcd"):
         await engine.get("abcd")
     assert (await engine.get("abcd1")).id == boxes[1].id

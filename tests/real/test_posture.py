@@ -35,10 +35,13 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-async def both(box: Container) -> tuple[int, int]:
-    """The host's numbers of the init and of an exec."""
-    process = await box.start_exec(["sleep", "1000"])
-    return box.pid, process.pid
+async def both(box: Container, *, stdin: bool = False, terminal: bool = False) -> tuple[int, int]:
+    """The host's numbers of the init and of an exec, both `sleep`; the runtime may return before its execve."""
+    process = await box.start_exec(["sleep", "1000"], stdin=stdin, terminal=terminal)
+    pids = box.pid, process.pid
+    await eventually(lambda: all(of_process(pid, "comm") == "sleep
+" for pid in pids))
+    return pids
 
 
 # ---- rights ------------------------------------------------------------------------------------------------------
@@ -306,8 +309,7 @@ async def test_sysctl_of_the_host_is_refused(engine: Engine) -> None:
 @pytest.mark.parametrize("stdin", [False, True])
 async def test_descriptors_of_init_and_exec_are_exactly_three(engine: Engine, stdin: bool) -> None:
     async with engine.container("busybox", ["sleep", "1000"], stdin=stdin) as box:
-        process = await box.start_exec(["sleep", "1000"], stdin=stdin)
-        for pid in (box.pid, process.pid):
+        for pid in await both(box, stdin=stdin):
             found = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
             assert set(found) == {0, 1, 2}, found
             assert all(target.startswith(("pipe:", "/dev/null")) for target in found.values()), found
@@ -321,8 +323,7 @@ async def test_descriptors_of_init_and_exec_are_exactly_three(engine: Engine, st
 
 async def test_descriptors_with_terminal_are_three(engine: Engine) -> None:
     async with engine.container("busybox", ["sleep", "1000"], terminal=True) as box:
-        process = await box.start_exec(["sleep", "1000"], terminal=True)
-        for pid in (box.pid, process.pid):
+        for pid in await both(box, terminal=True):
             found = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
             assert set(found) == {0, 1, 2}, found
             assert all(target.startswith("/dev/pts/") for target in found.values()), found

@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from lighterman.ends import to_its_end
 from lighterman.errors import KeeperLost, NotSupported
 from lighterman.keeper import boot
 
@@ -27,7 +28,8 @@ async def open_connection(run_dir: str, state_dir: str, idle_s: float, deadline:
             return sock
         if loop.time() >= deadline:
             raise KeeperLost(f"no keeper listens in {run_dir} and none could be started, see {run_dir}/{boot.LOG_NAME}")
-        if await _start(run_dir, state_dir, idle_s, deadline) == boot.LOCKED:
+        # Cancelled in the middle, its launcher would stay as a zombie of the host program.
+        if await to_its_end(_start(run_dir, state_dir, idle_s, deadline)) == boot.LOCKED:
             await asyncio.sleep(_LOCKED_RETRY_S)
 
 
