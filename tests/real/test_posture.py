@@ -39,8 +39,7 @@ async def both(box: Container, *, stdin: bool = False, terminal: bool = False) -
     """The host's numbers of the init and of an exec, both `sleep`; the runtime may return before its execve."""
     process = await box.start_exec(["sleep", "1000"], stdin=stdin, terminal=terminal)
     pids = box.pid, process.pid
-    await eventually(lambda: all(of_process(pid, "comm") == "sleep
-" for pid in pids))
+    await eventually(lambda: all(of_process(pid, "comm") == "sleep\n" for pid in pids))
     return pids
 
 
