@@ -14,7 +14,7 @@ import pytest
 from real_support import keeper_pid, logged, process_is_there, running_in
 
 import lighterman
-from lighterman import Container, Engine
+from lighterman import Container, Engine, LightermanError
 from lighterman.lifecycle.status import Status
 from support import eventually, leaked_since, snapshot
 
@@ -166,16 +166,32 @@ async def test_private_engine_killed_its_containers_do_not_outlive_it() -> None:
 
 
 async def test_keeper_killed_end_is_seen_and_never_made_up(engine: Engine) -> None:
-    done = asyncio.create_task(engine.run("busybox", ["sh", "-c", "echo begun; read x; exit 7"], terminal=True))
     async with engine.container("busybox", ["sh", "-c", "read x; exit 7"], stdin=True) as box:
         os.kill(keeper_pid(), signal.SIGKILL)
         box.stdin.write(b"\n")
         exit = await asyncio.wait_for(box.wait(), 60)
         assert exit.code == 7 or exit.unknown, exit
         assert box.status is Status.EXITED
-    done.cancel()
-    with pytest.raises(BaseException):  # noqa: B017, PT011
-        await asyncio.wait_for(done, 60)
+
+
+@pytest.mark.parametrize("delay_s", [number / 500 for number in range(0, 24, 2)])
+async def test_keeper_killed_during_a_start_the_start_ends_and_nothing_is_left(engine: Engine, delay_s: float) -> None:
+    before, keeper = snapshot(), keeper_pid()
+    running = asyncio.create_task(engine.run("busybox", ["sh", "-c", "exit 7"]))
+    await asyncio.wait((running,), timeout=delay_s)
+    os.kill(keeper, signal.SIGKILL)
+    try:
+        done = await asyncio.wait_for(running, 60)
+    except LightermanError:
+        assert await engine.containers() == []
+    else:
+        assert done.exit.code == 7 or done.exit.unknown, done
+
+    async def only_another_keeper() -> bool:
+        left = await asyncio.to_thread(leaked_since, before, 0)
+        return all("keeper/__main__.py" in one for one in left)
+
+    await eventually(only_another_keeper)
 
 
 async def test_keeper_killed_a_signal_is_seen_and_never_made_up(engine: Engine) -> None:
