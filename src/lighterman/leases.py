@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -166,7 +166,7 @@ class Leases:
                 await self._release(entry.record)
             return
         try:
-            await self._grant(self._host().keeper, entry.record)
+            await self._grant(self._host().keeper, entry.record, [_group(entry.record)])
         except InvalidState:
             log.info("container %s: its owner ended while there was no engine", entry.record.name)
         self._begin_timer(entry)
@@ -195,13 +195,13 @@ class Leases:
         await self._host().lease_on(keeper, [_group(one) for one in running if self.job_lease(one) == OWNER])
         for record in running:
             try:
-                await self._grant(keeper, record)
+                await self._grant(keeper, record, [_group(record)])
             except InvalidState:
                 log.debug("container %s: its owner ended with the keeper", record.name)
 
     # ---- inside ----
 
-    async def _grant(self, keeper: KeeperClient, record: Record) -> None:
+    async def _grant(self, keeper: KeeperClient, record: Record, groups: Sequence[str] = ()) -> None:
         name = self.job_lease(record)
         if name in (None, OWNER):
             return
@@ -210,7 +210,7 @@ class Leases:
         if pidfd is None and record.until is None:
             return  # it has just ended
         try:
-            await keeper.lease(name, pidfd, until=record.until, groups=[_group(record)])
+            await keeper.lease(name, pidfd, until=record.until, groups=groups)
         finally:
             if pidfd is not None:
                 os.close(pidfd)

@@ -248,13 +248,37 @@ async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, 
     await eventually(lambda: len(groups[0].joinpath("below/cgroup.procs").read_text().split()) == 3)
     members = [int(word) for word in groups[0].joinpath("below/cgroup.procs").read_text().split()]
     assert spawned.pid in members
+    # An engine that is there tidies itself.
+    await keeper.close()
     owner.end()
-    assert (await keeper.wait_exit("a")).lease_ended
     await eventually(lambda: not any(alive(pid) for pid in members))
     await eventually(lambda: not any(group.exists() for group in groups))
+    keeper = await keepers.connect()
+    assert (await keeper.wait_exit("a")).lease_ended
     for group in groups:
         if not any(entry.is_dir() for entry in group.parent.iterdir()):
             group.parent.rmdir()
+
+
+@needs_root
+async def test_a_group_used_again_while_an_engine_is_there_is_left_alone(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    path = f"/lighterman/test-{uuid.uuid4().hex}"
+    group = next(Path(f"{mount}{path}") for mount in cgroup._mounts() if "pids" in mount or "unified" in mount)
+    await keeper.lease("mine", owner.pidfd, groups=[path])
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine", recipe={"cgroup": path}))
+    owner.end()
+    # Told, and not acknowledged: the next run may begin all the same.
+    assert (await keeper.wait_exit("a")).lease_ended
+    group.mkdir(parents=True)
+    member = Owner()
+    group.joinpath("cgroup.procs").write_text(str(member.process.pid))
+    for _ in range(20):
+        await keeper.ping()
+        await asyncio.sleep(0.01)
+    assert member.process.poll() is None
+    member.close()
+    group.rmdir()
 
 
 @needs_root
@@ -268,6 +292,7 @@ async def test_groups_of_containers_whose_keeper_was_lost(keepers: Keepers, owne
     for group in groups:
         group.joinpath("cgroup.procs").write_text(str(member.process.pid))
     await keeper.lease("mine", owner.pidfd, groups=[path])
+    await keeper.close()
     owner.end()
     assert await asyncio.to_thread(member.process.wait) == -signal.SIGKILL
     member.close()

@@ -126,7 +126,7 @@ class Jobs:
         close_all(held.values())
 
     def _enforce_leases(self) -> None:
-        over = self.leases.enforce()
+        over = self.leases.enforce(attended=self.attended)
         for call in self.calls.values():
             if call.row is not None and self.leases.has_ended(call.row):
                 call.kill()

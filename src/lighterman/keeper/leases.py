@@ -107,20 +107,24 @@ class Leases:
         due = monotonic() + min(left, _LOOK_S) if left > 0 else 0.0
         return due if self._due is None else min(due, self._due)
 
-    def enforce(self) -> list[Lease]:
-        """Kill and tidy what the ended leases hold; the leases of which nothing is left now."""
+    def enforce(self, *, attended: bool) -> list[Lease]:
+        """Kill what the ended leases hold, and tidy; the leases of which nothing is left now.
+
+        Where an engine is there, it is the one that tidies: it may soon start the container again, with the same group.
+        """
         now = clock_gettime(CLOCK_BOOTTIME)
         for lease in [one for one in self._leases.values() if one.until is not None and one.until <= now]:
             self._end(lease)
-        over = [lease for lease in self._ending if self._is_over(lease)]
+        over = [lease for lease in self._ending if self._is_over(lease, attended)]
         self._ending = [lease for lease in self._ending if lease not in over]
         self._due = monotonic() + _AGAIN_S if self._ending else None
         return over
 
-    def _is_over(self, lease: Lease) -> bool:
-        ended = [_ended(row) for row in lease.rows if self._table.get(row.job) is row]
-        ended += [cgroup.end(group) for group in lease.groups]
-        return all(ended)
+    def _is_over(self, lease: Lease, attended: bool) -> bool:
+        lease.rows = [row for row in lease.rows if self._table.get(row.job) is row]
+        ended = [_ended(row, attended) for row in lease.rows]
+        lease.groups = [group for group in lease.groups if not cgroup.end(group) and not attended]
+        return all(ended) and not lease.groups
 
     def _end(self, lease: Lease) -> None:
         if lease.remove:
@@ -143,8 +147,10 @@ class Leases:
         self._until = min((one.until for one in self._leases.values() if one.until is not None), default=None)
 
 
-def _ended(row: Row) -> bool:
-    """Kill a job; True when its exit is known and its control groups are gone."""
+def _ended(row: Row, attended: bool) -> bool:
+    """Kill a job; True when its exit is known and, unless that is the engine's to do, its control groups are gone."""
+    if row.exited and attended:
+        return True
     if not row.exited:
         row.lease_ended = True
         if row.pid is not None:
