@@ -108,7 +108,13 @@ class LinuxHost:
     @staticmethod
     async def _register(keeper: KeeperClient, probed: Probed) -> str:
         """Give the keeper a runtime's binary; returns what to call it by."""
-        binary = await asyncio.to_thread(sealed_copy, probed.name, probed.path)
+        loading = asyncio.ensure_future(asyncio.to_thread(sealed_copy, probed.name, probed.path))
+        try:
+            binary = await to_its_end(loading)
+        except asyncio.CancelledError:
+            if loading.exception() is None and (unused := loading.result()) is not None:
+                os.close(unused)
+            raise
         if binary is None:
             return probed.path
         try:

@@ -50,7 +50,7 @@ async def open_runtime(
         probed = await asyncio.to_thread(probe_all, f"{place.cache}/cache/runtimes.json")
         chosen, reason = pick(probed, name)
         keeper = await to_its_end(KeeperClient.start_or_connect(place.run, place.state))
-        runtime = await _made(place, keeper, chosen, reason)
+        runtime = await to_its_end(_made(place, keeper, chosen, reason))
         yield runtime
         await to_its_end(_left(place, keeper, runtime))
     finally:
