@@ -105,6 +105,8 @@ class Books:
 
     async def save(self, entry: Entry) -> None:
         """Write the record down. Raises: StoreError; then nothing has changed."""
+        if entry not in self:
+            return  # it was removed meanwhile: its row must not come back
         await self._store.commit(Change(save=_row(entry.record)))
 
     async def tell(self, entry: Entry, event: Event) -> None:

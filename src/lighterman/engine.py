@@ -114,6 +114,7 @@ class Engine:
         )
         self._execs = Execs(self._clock, self._tasks, lambda: self.host, self.client_of)
         self._open = False
+        self._books_are_true = False  # all that runs is in them
         self._closing: asyncio.Task[None] | None = None
 
     # ---- its own life --------------------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ class Engine:
                 await self._open_store()
             self._open = True
             await recovery.take_up(self, self._host, self._books, self._store)
+            self._books_are_true = True
         except BaseException:
             await self._give_back()
             raise
@@ -203,6 +205,7 @@ class Engine:
             await asyncio.to_thread(self._root.release)
 
     async def _give_back_all(self) -> None:
+        lives = not self._books_are_true or any(entry.is_registered or entry.record.pid for entry in self._books)
         for client in self._clients.values():
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
@@ -219,7 +222,7 @@ class Engine:
             entry.ended.set()
         if self._root.private:
             await asyncio.to_thread(self._root.remove)
-        elif keeper_ended and not any(entry.record.pid for entry in self._books):
+        elif keeper_ended and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
             await asyncio.to_thread(self._root.remove_run)
 
@@ -374,14 +377,17 @@ class Engine:
             raise _is_being_removed(entry)
         if entry.starting or entry.is_registered:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
-        entry.starting = True
+        entry.starting, entry.start_unwanted = True, False
         entry.start_over.clear()
+        entry.ended.clear()
         self.host.poke()
         try:
             await self._start(entry)
         except BaseException as failed:
             if isinstance(failed, LightermanError):
                 record.exit = not_started(str(failed), record.generation)
+                if record.status is Status.RESTARTING and self._open:
+                    record.status = Status.EXITED
             self._leases.ended(entry)
             entry.ended.set()
             raise
@@ -397,7 +403,6 @@ class Engine:
         runtime = await self.host.runtime(record.spec.runtime)
         entry.client = self.client(runtime.name)
         entry.reason = None
-        entry.ended.clear()
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
         spec = await self.spec_of(entry)
@@ -408,6 +413,8 @@ class Engine:
             await self.watches.prepare(entry)
         if entry.removing:
             raise _is_being_removed(entry)
+        if entry.start_unwanted:
+            raise InvalidState(f"container {record.name} was stopped before it was started", container=record.id)
         before = entry.output_of
         try:
             await entry.client.create(record.id, spec, *self.create_options(entry))
@@ -433,16 +440,19 @@ class Engine:
             raise InvalidSpec(f"grace_s {grace_s!r}: must be 0 seconds or more")
         if await self._end(entry, "stop", grace_s):
             await entry.ended.wait()
+        else:
+            await entry.start_over.wait()
         return entry.record.exit
 
     async def signal_container(self, entry: Entry, signal: int) -> None:
         """See `Container.kill`."""
-        client = entry.client
+        client, ends = entry.client, signal in (9, entry.record.spec.stop_signal or 15)
         if client is None or not entry.is_registered:
+            entry.start_unwanted = entry.start_unwanted or ends
             return
         if signal == 9:
             entry.reason = entry.reason or "kill"
-        if signal in (9, entry.record.spec.stop_signal or 15):
+        if ends:
             await self._mark_stopped(entry)
         await client.signal(entry.record.id, signal)
 
@@ -528,6 +538,9 @@ class Engine:
         except StoreError:
             record.status, entry.removing = before, False
             raise
+        # Nor may both of them get past this.
+        if entry not in self._books:
+            return
         self._books.strike(entry)
         await self._take_away(entry)
 
@@ -543,7 +556,22 @@ class Engine:
             life.output_of.close()
             life.ended.set()
         await asyncio.to_thread(_remove_tree, self._root.container(entry.record.id))
-        await self._books.bury(entry)
+        try:
+            await self._books.bury(entry)
+        except StoreError as failed:
+            log.error("container %s: its removal is not written down yet: %s", entry.record.name, failed)
+            self._tasks.watch(self._bury_later(entry), f"bury {entry.record.name}")
+
+    async def _bury_later(self, entry: Entry) -> None:
+        """Nothing is left of it but its row; an engine that comes before this is done takes that away."""
+        while True:
+            await asyncio.sleep(limits.STORE_RETRY_S)
+            try:
+                await self._books.bury(entry)
+            except StoreError as failed:
+                log.debug("container %s: its removal is not written down yet: %s", entry.record.name, failed)
+            else:
+                return
 
     @property
     def watches(self) -> Watches:
@@ -734,10 +762,24 @@ class Engine:
         self._tasks.watch(self._start_quietly(entry), f"start {entry.record.name}")
 
     async def _start_quietly(self, entry: Entry) -> None:
+        record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
         try:
             await self.start_container(entry)
         except LightermanError as failed:
-            log.error("container %s: starting it failed: %s", entry.record.name, failed)
+            if entry.start_unwanted or record.manually_stopped:
+                # Nobody had asked for this run: that it was stopped does not hide how the one before it ended.
+                record.exit = before
+            log.error("container %s: starting it failed: %s", record.name, failed)
+            if was_due and record.status is Status.EXITED and entry in self._books:
+                told = Event(
+                    kind="exit",
+                    container=record.id,
+                    name=record.name,
+                    generation=record.generation,
+                    exit=record.exit,
+                    reason=str(failed),
+                )
+                await self._books.tell_fact(entry, told)
             record = entry.record
             if record.status is Status.RESTARTING and self._open:
                 record.status = Status.EXITED
@@ -834,7 +876,10 @@ class Engine:
         """Stop it if anything of it runs; False if nothing does."""
         client = entry.client
         if client is None or not entry.is_registered:
-            return False
+            # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
+            entry.start_unwanted = True
+            # Its end may be known and not written down yet, on a full disk for long.
+            return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         entry.reason = entry.reason or reason
         await self._mark_stopped(entry)
         try:

@@ -132,6 +132,7 @@ class Entry:
         self.removed = Flag()
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
+        self.start_unwanted = False  # a start that has not come to its runtime yet goes no further
         self.start_over = Flag()  # no start is under way
         self.start_over.set()
         self.removing = False

@@ -248,6 +248,10 @@ class LinuxHost:
         for id in await asyncio.to_thread(_listed, f"{self._root.run}/bundles") - except_of:
             await (await self.runtime(None)).remove_remains(id)
 
+    async def is_frozen(self, id: str) -> bool:
+        """Whether a container is paused, by the kernel."""
+        return await asyncio.to_thread(Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups).is_frozen)
+
     def remove_directories(self, *, except_of: set[str]) -> None:
         """Take away what containers have written that are in no book. Blocking."""
         for id in _listed(f"{self._root.state}/containers") - except_of:

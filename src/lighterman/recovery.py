@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -55,6 +56,8 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     # Only now: what is being started would be taken for something left.
     for entry in due:
         engine.start_later(entry)
+    # Whoever asks for a stop from here on finds them under way.
+    await asyncio.sleep(0)
 
 
 def _decoded(encoded: bytes) -> Record:
@@ -104,10 +107,16 @@ async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: l
     entry.ended.set()
     entry.record.until = None
     if entry.record.starting:
+        await _drop_output(entry, entry.record.starting)
         entry.record.starting = 0
         if entry.record.status not in (Status.CREATED, Status.EXITED):
             entry.record.status = Status.EXITED
         await books.save(entry)
+
+
+async def _drop_output(entry: Entry, generation: int) -> None:
+    """What a run wrote that nobody was told of: the next one bears its number."""
+    await asyncio.to_thread(shutil.rmtree, entry.directory / "logs" / str(generation), ignore_errors=True)
 
 
 def _is_due_at_boot(record: Record) -> bool:
@@ -143,6 +152,7 @@ async def _take_up_running(
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
         await host.end_jobs([job for job in jobs if job not in stale])
+        await _drop_output(entry, record.generation + 1)
         due.append(entry)
         return
     runtime = await host.runtime(record.runtime or None)
@@ -156,5 +166,7 @@ async def _take_up_running(
     except LightermanError as changed:
         log.warning("container %s can't be started again as it is: %s", record.name, changed)
         spec = None
+    # A pause, or its end, that was not told before the crash is seen here.
+    record.status = Status.PAUSED if await host.is_frozen(record.id) else Status.RUNNING
     entry.restoring = True
     await entry.client.restore(record.id, *options, spec=spec)

@@ -130,15 +130,20 @@ class StateRoot:
             raise StoreError(f"private root {self.state} can't be removed: {failed}") from failed
 
     def remove_run(self) -> None:
-        """Take the RUN part away, of which nothing is needed while nothing runs. Raises: StoreError."""
-        if not self.run.startswith(f"{default_run()}/roots/"):
-            return  # the default root's also holds those of others
-        try:
-            remove_tree(self.run)
-        except FileNotFoundError:
-            return
-        except OSError as failed:
-            raise StoreError(f"{self.run} can't be removed: {failed}") from failed
+        """Take the RUN part away, of which nothing is needed while nothing runs. Raises: StoreError.
+
+        With it go the exits that keepers have left: those that were not acknowledged are of nobody's.
+        """
+        paths = [f"{self.state}/exits"]
+        if self.run.startswith(f"{default_run()}/roots/"):  # the default root's also holds those of others
+            paths.append(self.run)
+        for path in paths:
+            try:
+                remove_tree(path)
+            except FileNotFoundError:
+                continue
+            except OSError as failed:
+                raise StoreError(f"{path} can't be removed: {failed}") from failed
 
     def container(self, id: str) -> str:
         """The directory of one container."""

@@ -555,7 +555,9 @@ class Container:
         if not isinstance(decision, RestartAfter):
             self._tell_exit(run, how)
             return None
-        self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": decision.reason}))
+        # Why nobody knows how it ended is said first.
+        reason = decision.reason if end.code is not None else how["reason"]
+        self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": reason}))
         return await self._restart(run, decision, how)
 
     def _decide(self, end: RunEnd, forced: str | None = None, *, lease_ended: bool = False) -> Decision:

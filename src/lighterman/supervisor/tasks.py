@@ -13,6 +13,8 @@ from typing import Any
 
 __all__ = ["OwnedTasks"]
 
+from lighterman.errors import InternalError, LightermanError
+
 log = logging.getLogger(__name__)
 
 
@@ -62,5 +64,9 @@ class OwnedTasks:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (failed := task.exception()) is not None:
+    if task.cancelled() or (failed := task.exception()) is None:
+        return
+    if isinstance(failed, LightermanError) and not isinstance(failed, InternalError):
+        log.error("task %s failed: %s", task.get_name(), failed)
+    else:
         log.error("task %s failed: please report", task.get_name(), exc_info=failed)

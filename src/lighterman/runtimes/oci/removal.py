@@ -37,9 +37,10 @@ def _remove_state(directory: str) -> list[str]:
     unknown = [f"{directory}/{name}" for name in names if name not in _STATE_FILES]
     if unknown:
         return unknown
-    # Gone meanwhile is what was wanted: a runtime that is still dying takes its own state away.
-    with contextlib.suppress(FileNotFoundError):
-        for name in names:
+    # A runtime that was killed half-way may have left a process that takes the same away.
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{directory}/{name}")
+    with contextlib.suppress(FileNotFoundError):
         os.rmdir(directory)
     return []

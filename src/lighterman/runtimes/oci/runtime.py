@@ -27,6 +27,7 @@ from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.mounts import detached_overlay
+from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.removal import remove_natively
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
@@ -212,6 +213,21 @@ class OciRuntime:
         check_id(id)
         if id in self._systems:
             return self._systems[id]
+        try:
+            kept = await self._open_kept(id)
+        except KeeperLost:
+            kept = None  # in this moment
+        if kept is not None:
+            return kept
+        # No keeper knows of it; if one was lost, the runtime's own state still names the process.
+        evidence = await asyncio.to_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
+        if evidence is None:
+            raise NotFound(f"{self.name}: no container {id!r}", container=id)
+        system = self._opened(id, None, None, None)
+        system.adopt = lambda: adopt(evidence)
+        return system
+
+    async def _open_kept(self, id: str) -> OciSystem | None:
         for job in await self.keeper.list_jobs():
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
@@ -220,14 +236,17 @@ class OciRuntime:
             mount = held.pop("rootfs", None)
             for fd in held.values():
                 os.close(fd)
-            return self._opened(id, mount, meta.segments, meta.lease)
-        # No keeper knows of it; if one was lost, the runtime's own state still names the process.
-        evidence = await asyncio.to_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
+            system = self._opened(id, mount, meta.segments, meta.lease)
+            system.adopt = lambda: self._adopt(id)
+            return system
+        return None
+
+    def _adopt(self, id: str) -> OciProcess:
+        """Find it without a keeper. Blocking. Raises: NotFound."""
+        evidence = find_evidence(f"{self._call.root}/{id}", self._exits_dir, id)
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
-        system = self._opened(id, None, None, None)
-        system.adopt = lambda: adopt(evidence)
-        return system
+        return adopt(evidence)
 
     def _opened(self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None) -> OciSystem:
         system = OciSystem(
@@ -288,6 +307,8 @@ class OciRuntime:
     async def remove_remains(self, id: str) -> None:
         """Take away what a run has left of which only the id is known any more; nothing of it may run."""
         check_id(id)
+        while (removal := self._removals.get(id)) is not None:
+            await asyncio.wait((removal,))
         await self._remove(self._systems.get(id) or self._opened(id, None, None, None))
         self._systems.pop(id, None)
 

@@ -321,8 +321,10 @@ class OciSystem:
                 container=self._id,
             ) from failed
         except asyncio.CancelledError:
-            await self._keeper().abort(job.job)
+            # Lost with its keeper it fails too, whether or not anybody asks for that any more.
+            spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
+                await self._keeper().abort(job.job)
                 spawned = await spawning
             except KeeperLost:
                 raise asyncio.CancelledError from None
@@ -364,6 +366,20 @@ class OciSystem:
     # ---- taking over ----
 
     async def open_process(self, process_id: int | str) -> OciProcess:
+        try:
+            kept = await self._open_kept(process_id)
+        except KeeperLost:
+            if process_id != "init" or self.adopt is None:
+                raise
+            kept = None  # since it was asked for the container
+        if kept is not None:
+            return kept
+        if process_id == "init" and self.adopt is not None:
+            self._init = await asyncio.to_thread(self.adopt)
+            return self._init
+        raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
+
+    async def _open_kept(self, process_id: int | str) -> OciProcess | None:
         for job in await self._keeper().list_jobs():
             meta = decode_meta(job.meta)
             if meta is None or meta.id != self._id or job.pid is None:
@@ -382,10 +398,7 @@ class OciSystem:
             else:
                 self._execs[meta.name] = process
             return process
-        if process_id == "init" and self.adopt is not None:
-            self._init = await asyncio.to_thread(self.adopt)
-            return self._init
-        raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
+        return None
 
     async def exec_ids(self) -> Sequence[str]:
         metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs()]
