@@ -74,7 +74,8 @@ async def sleeper() -> AsyncIterator[asyncio.subprocess.Process]:
 
 def gone(id: str) -> bool:
     """No process of a container runs, and it has no control group any more."""
-    return not running_in(id) and not any(_CGROUPS.glob(f"**/lighterman/{id}"))
+    groups = [hierarchy / "lighterman" / id for hierarchy in (_CGROUPS, *_CGROUPS.iterdir())]
+    return not running_in(id) and not any(group.exists() for group in groups)
 
 
 def ends_within(ids: list[str], end: Callable[[], None], what: str) -> None:
