@@ -68,12 +68,13 @@ def test_missing_on_one_host_and_skipped_on_the_other_is_nowhere() -> None:
 
 def test_table_counts_by_host_runtime_and_suite_and_gives_the_reasons(cases: list[Case]) -> None:
     facts = {"kernel": "6.1", "cgroup": "v2", "init": "systemd", "system": "D", "crun": "crun version 1", "runc": ""}
-    text = table({OLD: cases, NEW: []}, {OLD: facts, NEW: {}})
+    text = table({OLD: cases, NEW: []}, {OLD: facts, NEW: {}}, {NEW: "tests/real -k x"})
+    assert "**Only a part was run on `new`:** `tests/real -k x`" in text
     assert "| `old` | the old one | D | 6.1 | v2 | systemd | crun 1, no runc |" in text
     assert "| `old` | crun | real | 1 | 0 | 0 |" in text
     assert "| `old` | runc | real | 0 | 1 | 0 |" in text
     assert "| `old` | - | test_readme | 0 | 0 | 1 |" in text
-    assert "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1 == 2" in text
+    assert "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1 == 2 (not explained)" in text
     assert "- `old`: no root: `test_readme.test_first`" in text
 
 

@@ -57,7 +57,8 @@ def main() -> int:
             there = [host for host in chosen if host is not HERE]
             problems = test(there, selection or list(SMOKE), options.timeout_s or SMOKE_BOUND_S)
         else:
-            problems = test(chosen, selection or _files(), options.timeout_s or BOUND_S)
+            whole = not selection
+            problems = test(chosen, selection or _files(), options.timeout_s or BOUND_S, whole=whole)
             if not selection and not options.host:
                 problems += table()
     for problem in problems:
@@ -94,8 +95,8 @@ def shell(host: Host) -> int:
     return 0
 
 
-def test(hosts: list[Host], selection: list[str], bound_s: float) -> list[str]:
-    """Run `selection`, pytest's arguments, on each host, and give back what went wrong."""
+def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool = False) -> list[str]:
+    """Run `selection`, pytest's arguments, on each host, and give back what went wrong. `whole`: it is all there is."""
     problems: list[str] = []
     for host in hosts:
         print(f"\n== {host.name}: {host.title}", flush=True)
@@ -103,6 +104,7 @@ def test(hosts: list[Host], selection: list[str], bound_s: float) -> list[str]:
         folder = RESULTS / host.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        (folder / "part").write_text("" if whole else " ".join(selection))
         try:
             if host is HERE:
                 _run_here(selection, folder, bound_s)
@@ -122,11 +124,16 @@ def table() -> list[str]:
     """Write the table of what each host's last run brought back; what is wrong with that as a whole."""
     runs: dict[Host, list[results.Case]] = {}
     facts: dict[Host, dict[str, str]] = {}
+    parts: dict[Host, str] = {}
     problems: list[str] = []
     for host in HOSTS:
         folder = RESULTS / host.name
         try:
             runs[host] = results.read_junit(folder / "junit.xml")
+            part = (folder / "part").read_text()
+            if part:
+                parts[host] = part
+                problems.append(f"{host.name}: only a part was run there: {part}")
             facts[host] = dict(line.split("=", 1) for line in (folder / "facts").read_text().splitlines())
         except (OSError, ParseError) as error:
             runs.pop(host, None)
@@ -134,7 +141,7 @@ def table() -> list[str]:
     for name, reasons in results.nowhere(runs).items():
         problems.append(f"ran nowhere: {name}: " + "; ".join(f"{host}: {why}" for host, why in reasons.items()))
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(results.table(runs, facts))
+    TABLE.write_text(results.table(runs, facts, parts))
     print(f"\nwritten: {TABLE.relative_to(ROOT)}")
     return problems
 

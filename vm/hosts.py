@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["HERE", "HOSTS", "MARK", "NOT_THERE", "RUNTIMES", "SMOKE", "SUITES", "Host"]
+__all__ = ["EXPLAINED", "HERE", "HOSTS", "MARK", "NOT_THERE", "RUNTIMES", "SMOKE", "SUITES", "Host"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +62,10 @@ SMOKE = (
     "tests/keeper/test_keeper_takeover.py::test_a_spawn_whose_engine_died_is_found",
     "tests/keeper/test_keeper_takeover.py::test_a_keeper_in_groups_of_its_own",
 )
+
+# What is thought of a failure, for the table; the run fails all the same.
+EXPLAINED = {
+    "tests.real.test_limits_in_force.test_ulimits_hold_for_an_exec": "comes and goes, on every host; the soft limit "
+    "found is the hard one, as in the race of `runc exec` with Go's start-up of opencontainers/runc#4195; not tried "
+    "with a runc that has it mended",
+}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from vm.hosts import RUNTIMES, Host
+from vm.hosts import EXPLAINED, RUNTIMES, Host
 
 __all__ = ["Case", "Outcome", "nowhere", "read_junit", "table"]
 
@@ -85,16 +85,21 @@ def nowhere(runs: Mapping[Host, Iterable[Case]]) -> dict[str, dict[str, str]]:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]]) -> str:
-    """`docs/hosts.md`."""
-    return "\n".join(_lines(runs, facts)) + "\n"
+def table(runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]], parts: Mapping[Host, str]) -> str:
+    """`docs/hosts.md`. `parts`: the hosts where not all was run, and pytest's arguments there."""
+    return "\n".join(_lines(runs, facts, parts)) + "\n"
 
 
-def _lines(runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]]) -> Iterator[str]:
+def _lines(
+    runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]], parts: Mapping[Host, str]
+) -> Iterator[str]:
     yield "# Hosts"
     yield ""
     yield "Where the tests of real containers ran, and what came of it. Written by `make test-vm`, not by hand."
     yield ""
+    for host, arguments in parts.items():
+        yield f"**Only a part was run on `{host.name}`:** `{arguments}`"
+        yield ""
     yield "| host | what it is | system | kernel | cgroup | init | runtimes |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for host in runs:
@@ -131,7 +136,8 @@ def _failed(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
     for host, cases in runs.items():
         for case in cases:
             if case.outcome == "failed":
-                yield f"- `{host.name}`: `{case.name}`: {_escaped(case.reason)}"
+                why = EXPLAINED.get(case.name.partition("[")[0], "not explained")
+                yield f"- `{host.name}`: `{case.name}`: {_escaped(case.reason)} ({why})"
 
 
 def _skipped(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
