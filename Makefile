@@ -13,6 +13,7 @@ help:
 	@echo 'make test-windows  run the portable suites and those of HCS under Windows Python in Wine (first time: about 1 GB)'
 	@echo 'make check    ruff, mypy --strict and the import rules'
 	@echo 'make bench    measure against raw crun and runc (ARGS="--json")'
+	@echo 'make chaos    kill everything at random instants, compare with the truth (ARGS="--rounds 300 --seed 1")'
 	@echo 'make test-vm  run the tests of real containers here and in virtual machines with cgroup v2, and write docs/hosts.md'
 	@echo '              (ARGS="--host v2-systemd -k name" picks; root, x86_64); make shell-vm gives a prompt in one'
 	@echo 'make install  system packages and .venv; part of every verb above'
@@ -39,13 +40,16 @@ test-windows: install
 check: install
 	@$(IN) .venv/bin/ruff check .
 	@$(IN) .venv/bin/ruff format --check .
-	@$(IN) .venv/bin/mypy --exclude '^tests/.+/conftest\.py$$' src tests vm $$(ls -d bench 2>/dev/null)
+	@$(IN) .venv/bin/mypy --exclude '^tests/.+/conftest\.py$$' src tests vm chaos $$(ls -d bench 2>/dev/null)
 	@$(IN) .venv/bin/mypy --platform win32 src/lighterman/runtimes/hcs src/lighterman/windows_host.py
 	@$(IN) for each in $$(find tests -mindepth 2 -name conftest.py); do .venv/bin/mypy "$$each" || exit 1; done
 	@$(IN) .venv/bin/python -m pytest -q tests/test_architecture.py
 
 bench: install
 	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m bench $(ARGS)
+
+chaos: install
+	@$(IN) tools/cgroup-setup.sh .venv/bin/python -m chaos $(ARGS)
 
 test-vm: install
 	@$(IN) tools/install-vm.sh
@@ -57,4 +61,4 @@ shell-vm: install
 
 clean:
 	@$(IN) rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
-	@$(IN) find src tests bench vm -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@$(IN) find src tests bench chaos vm -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
