@@ -55,7 +55,7 @@ def main() -> int:
             problems = table()
         elif options.smoke:
             there = [host for host in chosen if host is not HERE]
-            problems = test(there, selection or list(SMOKE), options.timeout_s or SMOKE_BOUND_S)
+            problems = test(there, selection or list(SMOKE), options.timeout_s or SMOKE_BOUND_S, whole=False)
         else:
             whole = not selection
             problems = test(chosen, selection or _files(), options.timeout_s or BOUND_S, whole=whole)
@@ -95,7 +95,7 @@ def shell(host: Host) -> int:
     return 0
 
 
-def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool = False) -> list[str]:
+def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool) -> list[str]:
     """Run `selection`, pytest's arguments, on each host, and give back what went wrong. `whole`: it is all there is."""
     problems: list[str] = []
     for host in hosts:
