@@ -65,7 +65,7 @@ SMOKE = (
 
 # What is thought of a failure, for the table; the run fails all the same.
 EXPLAINED = {
-    "tests.real.test_limits_in_force.test_ulimits_hold_for_an_exec": "seen on hybrid and on v2, not in each run; the soft "
-    "limit found is the hard one, as in the race of `runc exec` with Go's start-up of opencontainers/runc#4195; not tried "
-    "with a runc that has it mended",
+    "tests.real.test_limits_in_force.test_ulimits_hold_for_an_exec": "seen on hybrid and on v2, not in each run; the "
+    "soft limit found is the hard one, as in the race of `runc exec` with Go's start-up of opencontainers/runc#4195; "
+    "not tried with a runc that has it mended",
 }
