@@ -31,13 +31,16 @@ from lighterman.journal import Event
 from lighterman.leases import Lease
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
-from lighterman.logs.reader import Cursor, LogRecord
+from lighterman.logs.reader import Cursor, LogRecord, StreamName
+from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
 
 if TYPE_CHECKING:
+    import datetime
+
     from lighterman.lifecycle.health import HealthReport
 
 __all__ = ["Container", "Engine", "OutputReader", "Process", "StdinWriter"]
@@ -453,9 +456,28 @@ class Container:
         """An exec process by its id; also one that an earlier engine has started. Raises: NotFound."""
         return Process(self._loop, self._loop.call(self._container.get_exec(id)))
 
-    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
-        """What it wrote, all runs, piece by piece; with `follow` also what comes, until it has ended for good."""
-        return self._loop.iterate(lambda: self._container.logs(after=after, follow=follow))
+    @property
+    def log_state(self) -> LogState:
+        """How its log fares: whether it is blocked or drops, and how much was lost."""
+        return self._container.log_state
+
+    def logs(
+        self,
+        *,
+        after: Cursor | None = None,
+        follow: bool = False,
+        since: datetime.datetime | float | None = None,
+        until: datetime.datetime | float | None = None,
+        tail: int | None = None,
+        streams: StreamName | Iterable[StreamName] = ("stdout", "stderr"),
+        lines: bool = False,
+    ) -> Iterator[LogRecord]:
+        """What it wrote, all runs; see the async face's `logs` for the arguments."""
+        return self._loop.iterate(
+            lambda: self._container.logs(
+                after=after, follow=follow, since=since, until=until, tail=tail, streams=streams, lines=lines
+            )
+        )
 
     def remove(self, *, force: bool = False) -> None:
         """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""
