@@ -267,3 +267,16 @@ async def test_L06_restore_twice_at_once(world: World) -> None:
         return_exceptions=True,
     )
     assert [type(result) for result in results] == [type(None), AlreadyExists]
+
+
+async def test_L06_thawed_while_its_pause_is_on_the_way_no_resume_without_a_pause(world: World) -> None:
+    await outlived(world, "sleep")
+    await world.client.restore("c1", spec=world.spec("sleep"))
+    world.plan.at("pause", delay_s=5, after=True)
+    pausing = asyncio.create_task(world.client.pause("c1"))
+    await world.clock.settle()
+    await world.client.signal("c1", world.spec("sleep").stop_signal)
+    await asyncio.wait((pausing,))
+    await world.backend.wait_for("c1", State.EXIT)
+    told = [state for state in world.states() if state in ("pause", "resume")]
+    assert told in ([], ["pause"], ["pause", "resume"])

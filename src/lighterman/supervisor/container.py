@@ -178,9 +178,11 @@ class Container:
             return
         try:
             await self._within(limits.RUNTIME_CALL_S, "resume", run.system.resume())
-        except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound, NotSupported):
+        except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound, NotSupported) as not_paused:
             run.pause_unknown = False
-            return
+            # One that was thawed while its pause was still on the way was told to be paused afterwards.
+            if not (isinstance(not_paused, InvalidState) and run.paused):
+                return
         self._thawed(run, tell=tell and not run.ended)
 
     def _thawed(self, run: Run, *, tell: bool) -> None:
@@ -295,7 +297,13 @@ class Container:
         if run.paused:
             raise InvalidState(f"container {self.id} is paused already")
         run.pause_unknown = True
-        await run.system.pause()
+        # Whoever thaws it meanwhile thaws this pause, of which nothing was told, not one before the engine's time.
+        restored, run.restored = run.restored, False
+        try:
+            await run.system.pause()
+        except BaseException:
+            run.restored = restored
+            raise
         run.paused, run.pause_unknown = True, False
         self._tell(run, State.PAUSE)
         if run.thaw_wanted:

@@ -149,9 +149,14 @@ def _key(found: Sequence[tuple[str, str]]) -> str:
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/mountinfo"):
         try:
             with open(path) as file:
-                parts += [line for line in file.read().splitlines() if path.endswith("boot_id") or " - cgroup" in line]
+                lines = file.read().splitlines()
         except OSError:
             parts.append(f"no {path}")
+            continue
+        if path.endswith("mountinfo"):
+            # Without the two ids: in another mount namespace the same mounts have others.
+            lines = [line.split(" ", 2)[2] for line in lines if " - cgroup" in line]
+        parts += lines
     return "\n".join(parts)
 
 
