@@ -126,7 +126,10 @@ async def test_ulimits_are_in_force(engine: Engine) -> None:
 async def test_ulimits_hold_for_an_exec(engine: Engine) -> None:
     limit = Ulimit(name="nofile", soft=123, hard=234)
     async with engine.container("busybox", ["sleep", "1000"], ulimits=[limit]) as box:
-        assert (await box.exec(["sh", "-c", "ulimit -Sn; ulimit -Hn"])).stdout.split() == [b"123", b"234"]
+        soft, hard = (await box.exec(["sh", "-c", "ulimit -Sn; ulimit -Hn"])).stdout.split()
+        assert hard == b"234"
+        # Go's runtime in runc 1.1 raises its own soft limit and can give that to an exec (opencontainers/runc#4195).
+        assert soft == b"123" or ((await engine.version()).name == "runc" and soft == b"234")
 
 
 def a_block_device() -> str | None:
