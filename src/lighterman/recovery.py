@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lighterman.books import Books
 from lighterman.entry import Entry
 from lighterman.errors import LightermanError, StoreError
 from lighterman.journal import Event
+from lighterman.keeper.client import JobExit
 from lighterman.lifecycle.restart import RunEnd, should_start_at_boot
 from lighterman.lifecycle.status import Status
 from lighterman.linux_host import HeldJob, LinuxHost
@@ -91,7 +93,7 @@ async def _take_up_one(
     elif rebooted:
         await _tell_lost(books, entry)
     else:
-        await _take_up_running(engine, host, entry, jobs, due)
+        await _take_up_running(engine, host, books, entry, jobs, due)
     if record.lease in ("scope", "process") or (record.lease == "owner" and rebooted):
         # Its owner was the engine before us, or a process of an earlier boot, and that is dead.
         engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
@@ -138,8 +140,34 @@ async def _tell_lost(books: Books, entry: Entry) -> None:
     entry.ended.set()
 
 
+async def _tell_restart(books: Books, entry: Entry, job: HeldJob, end: JobExit) -> None:
+    """A run whose end could not be written down before the next one had begun, on a full disk. It is a fact."""
+    record = entry.record
+    if record.status is Status.RESTARTING:
+        return
+    code = os.waitstatus_to_exitcode(end.status)
+    record.status, record.pid = Status.RESTARTING, 0
+    record.exit = ExitRecord(
+        code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        started_at=record.started_at,
+        finished_at=end.wall,
+        duration_s=max(0.0, end.mono - job.meta.started_mono),
+        generation=record.generation,
+    )
+    told = Event(
+        kind="restart",
+        container=record.id,
+        name=record.name,
+        generation=record.generation,
+        pid=job.job.pid or 0,
+        exit=record.exit,
+    )
+    await books.tell(entry, told)
+
+
 async def _take_up_running(
-    engine: Engine, host: LinuxHost, entry: Entry, jobs: list[HeldJob], due: list[Entry]
+    engine: Engine, host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob], due: list[Entry]
 ) -> None:
     record = entry.record
     # One without a process is a runtime call that failed while no engine was there.
@@ -148,6 +176,9 @@ async def _take_up_running(
     stale = [
         job for job in jobs if newest is None or job.meta.generation < newest.meta.generation or job.job.pid is None
     ]
+    for job in stale:
+        if job in inits and job.job.exit is not None and job.meta.generation == record.generation:
+            await _tell_restart(books, entry, job, job.job.exit)
     await host.end_jobs(stale)
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.

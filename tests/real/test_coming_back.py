@@ -10,13 +10,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from real_support import keeper_pid, logged, process_is_there
+from real_support import keeper_pid, logged, process_is_there, running_in
 
 from lighterman import Engine, InvalidState, KeeperLost, StoreError
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
 from lighterman.roots import StateRoot
+from lighterman.store.base import Change
+from lighterman.store.sqlite import SqliteStore
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -158,3 +160,32 @@ async def test_exits_of_dead_keepers_go_when_nothing_lives(root: Path) -> None:
 
         await eventually(runs_with_another_keeper)
     assert not await asyncio.to_thread(os.path.exists, root / "exits")
+
+
+async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(self: SqliteStore, change: Change) -> int:
+        raise StoreError("the disk is full")
+
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sh", "-c", "read x; exit 7"], lease=None, restart="always", stdin=True)
+        await box.start()
+        first = box.pid
+        monkeypatch.setattr(SqliteStore, "commit", full)
+        box.stdin.write(b"\n")
+        # The next run goes ahead, and cannot be written down either.
+        await eventually(lambda: any(pid != first for pid in running_in(box.id)) and not process_is_there(first))
+        monkeypatch.setattr("lighterman.limits.STORE_RETRY_S", 1000)
+        monkeypatch.setattr("lighterman.limits.CANCEL_S", 0.1)
+    monkeypatch.undo()
+    async with Engine(root=root) as engine:
+        told = [event async for event in engine.events(after=0, follow=False)]
+        assert [(event.kind, event.generation) for event in told if event.kind != "create"] == [
+            ("start", 1),
+            ("restart", 1),
+            ("restore", 2),
+        ]
+        assert told[2].exit is not None
+        assert (told[2].exit.code, told[2].pid) == (7, first)
+        await (await engine.get(box.id)).stop(grace_s=0)
