@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import random
 import signal
@@ -92,6 +93,8 @@ def main(arguments: list[str]) -> int:
     _enter_own_mount_namespace()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
     print(f"chaos: seed {seed}", flush=True)
+    # asyncio complains of each request to an engine that was killed a moment before.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     figures = asyncio.run(play(options, seed))
     print(figures.text())
     if options.json is not None:
