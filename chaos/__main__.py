@@ -42,28 +42,36 @@ async def play(options: argparse.Namespace, seed: int) -> Figures:
     """All the rounds; a signal ends the round that is under way and cleans up after it."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(stop, task.cancel)
+    signalled: list[int] = []
+
+    def stop(number: int) -> None:
+        signalled.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
     runtimes = tuple(one.name for one in await asyncio.to_thread(probe_all) if one.refusal is None)
     if not runtimes:
         sys.exit("chaos: no OCI runtime runs containers here: see `lighterman doctor`")
     figures = Figures(seed=seed, containers=options.containers)
     began = time.monotonic()
     try:
-        for number in range(options.first, options.first + options.rounds):
+        for index in range(options.first, options.first + options.rounds):
             if options.for_s is not None and time.monotonic() - began > options.for_s:
                 break
             ledger = Ledger()
-            plan = make_plan(seed, number, options.faults, options.containers, runtimes)
+            plan = make_plan(seed, index, options.faults, options.containers, runtimes)
             started = time.monotonic()
             try:
                 await Round(plan, ledger, options.keep).play()
             finally:
-                figures.add(ledger, [Violation(seed, number, text) for text in ledger.problems])
-            _tell(number, ledger, time.monotonic() - started, plan.runtime, plan.small_disk)
+                figures.add(ledger, [Violation(seed, index, text) for text in ledger.problems])
+            _tell(index, ledger, time.monotonic() - started, plan.runtime, plan.small_disk)
             figures.seconds = time.monotonic() - began
     except asyncio.CancelledError:
-        print("chaos: ended by a signal", file=sys.stderr)
+        if not signalled:
+            raise
+        print(f"chaos: ended by {signal.Signals(signalled[0]).name}", file=sys.stderr)
     return figures
 
 

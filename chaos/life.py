@@ -117,4 +117,5 @@ class Life:
                 os.kill(self.process.pid, signal.SIGKILL)
 
     async def wait_end(self) -> None:
-        await self._reading
+        # Who stops waiting must not stop the reading.
+        await asyncio.shield(self._reading)
