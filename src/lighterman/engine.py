@@ -271,8 +271,9 @@ class Engine:
             await self._finish(self.remove_container(entry, force=True), f"undo {entry.record.name}")
             raise
         # It has ended and has told so: its name is free at once, and what is left to remove is in nobody's way.
-        self._books.strike(entry)
-        self._tasks.finish(self._take_away(entry), f"remove {entry.record.name}")
+        if entry in self._books:  # else the engine is being closed, and has begun to remove it
+            self._books.strike(entry)
+            self._tasks.finish(self._take_away(entry), f"remove {entry.record.name}")
         assert entry.record.exit is not None
         return Result(
             exit=entry.record.exit,
