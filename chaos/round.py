@@ -253,6 +253,8 @@ class Round:
         await self._ask(life, "resume", name=box.name)
 
     async def _policy(self, life: Life, step: Step, box: Box) -> None:
+        if step.policy != "no":
+            box.policy = step.policy
         await self._ask(life, "policy", name=box.name, policy=step.policy)
 
     async def _logs(self, life: Life, step: Step, box: Box) -> None:
