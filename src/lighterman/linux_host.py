@@ -231,11 +231,14 @@ class LinuxHost:
                 return jobs
             await asyncio.sleep(0.01)
 
-    async def end_jobs(self, jobs: Sequence[HeldJob]) -> None:
-        """Kill what runs of them, acknowledge them, and take away what their runs have left."""
+    async def end_jobs(self, jobs: Sequence[HeldJob], *, remains: bool = True) -> None:
+        """Kill what runs of them, acknowledge them, and take away what their runs have left.
+
+        Args: remains: False where a later run of the same container goes on: its bundle and cgroup bear the same name.
+        """
         for held in jobs:
             await self._end_job(held.job)
-            if held.meta.kind == "init" and held.meta.runtime in RUNTIMES:
+            if remains and held.meta.kind == "init" and held.meta.runtime in RUNTIMES:
                 runtime = await self.runtime(held.meta.runtime)
                 await runtime.remove_remains(held.meta.id)
 

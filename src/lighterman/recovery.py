@@ -179,7 +179,7 @@ async def _take_up_running(
     for job in stale:
         if job in inits and job.job.exit is not None and job.meta.generation == record.generation:
             await _tell_restart(books, entry, job, job.job.exit)
-    await host.end_jobs(stale)
+    await host.end_jobs(stale, remains=newest is None)
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
         await host.end_jobs([job for job in jobs if job not in stale])
