@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from real_support import keeper_pid, logged, process_is_there, running_in
+from real_support import keeper_pid, logged, process_is_there
 
 from lighterman import Engine, InvalidState, KeeperLost, StoreError
 from lighterman.keeper.client import JobState, KeeperClient
