@@ -17,7 +17,7 @@ from bench.inside import raise_descriptor_limit
 from bench.peers.field import Peers
 from bench.report import Report
 from bench.setting import Setting
-from bench.suites import execs, isolation, rate, run, scale, startup
+from bench.suites import execs, isolation, lease, logs, rate, recovery, run, scale, startup, state
 from bench.tables import markdown, text
 from bench.trouble import Trouble
 from bench.workspace import Workspace, in_own_mount_namespace
@@ -28,8 +28,12 @@ _SUITES: dict[str, Callable[[Setting], Awaitable[None]]] = {
     "run": run.measure_run,
     "idle": run.measure_idle,
     "exec": execs.measure,
+    "state": state.measure,
+    "lease": lease.measure,
+    "logs": logs.measure,
     "rate": rate.measure,
     "startup": startup.measure,
+    "recovery": recovery.measure,
     "scale": scale.measure,
 }
 

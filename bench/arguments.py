@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 __all__ = ["FULL", "QUICK", "SUITES", "Effort", "Options", "parse"]
 
-SUITES = ("run", "idle", "exec", "rate", "scale", "startup", "isolation")
+SUITES = ("run", "idle", "exec", "rate", "scale", "startup", "recovery", "logs", "state", "lease", "isolation")
+
+_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How many repetitions: of latencies (`rounds`), of slow ones, containers of a rate, idle containers."""
+    """How many repetitions: of latencies (`rounds`), of slow ones, containers of a rate, idle containers.
+
+    `recovered`: how many containers an engine comes back to. `log_bytes`: how much a program writes.
+    """
 
     rounds: int
     idle_rounds: int
@@ -23,6 +28,14 @@ class Effort:
     sleepers: tuple[int, int]
     one_more: int
     startup_rounds: int
+    exec_at_once: int
+    exec_at_once_rounds: int
+    recovered: tuple[int, ...]
+    recovered_rounds: int
+    log_bytes: int
+    log_rounds: int
+    state_changes: int
+    lease_rounds: int
 
 
 FULL = Effort(
@@ -34,6 +47,14 @@ FULL = Effort(
     sleepers=(100, 1000),
     one_more=25,
     startup_rounds=25,
+    exec_at_once=50,
+    exec_at_once_rounds=7,
+    recovered=(50, 200, 500),
+    recovered_rounds=7,
+    log_bytes=512 * _MIB,
+    log_rounds=7,
+    state_changes=2000,
+    lease_rounds=25,
 )
 QUICK = Effort(
     rounds=20,
@@ -44,6 +65,14 @@ QUICK = Effort(
     sleepers=(20, 100),
     one_more=8,
     startup_rounds=8,
+    exec_at_once=50,
+    exec_at_once_rounds=2,
+    recovered=(20, 50),
+    recovered_rounds=3,
+    log_bytes=64 * _MIB,
+    log_rounds=3,
+    state_changes=400,
+    lease_rounds=6,
 )
 
 
@@ -64,7 +93,7 @@ def parse(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Lighterman against raw runtimes, docker and podman. Needs root."
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, 100 idle containers instead of 1000")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, a tenth of the idle containers")
     parser.add_argument("--only", action="append", choices=SUITES, metavar="NAME", help=f"one of {', '.join(SUITES)}")
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write everything as JSON, too")
     parser.add_argument("--readme", action="store_true", help="print the README's table instead")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lighterman import Engine
 
-__all__ = ["Memory", "keeper_pid", "memory_of", "raise_descriptor_limit", "settle"]
+__all__ = ["Memory", "cpu_of", "keeper_pid", "memory_of", "raise_descriptor_limit", "settle", "state_directory"]
 
 _SETTLE_S = 60.0
 # A thousand containers hold two to five each in the engine; some tools are slow with a limit of millions.
@@ -41,10 +41,21 @@ def _count(directory: str) -> int:
 
 async def keeper_pid(engine: Engine) -> int:
     """Of the engine's keeper. Raises: ValueError if the engine was not entered."""
-    host = engine._host
+    host = engine.inside.host_if_any
     if host is None:
         raise ValueError("the engine is not running: it has no keeper")
     return (await host.keeper.stats()).pid
+
+
+def state_directory(engine: Engine) -> str:
+    """Of its root."""
+    return engine._root.state
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has used, all threads, from /proc/PID/stat (in ticks: 10 ms mostly)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -44,6 +46,11 @@ def test_parse_only_keeps_the_order_of_the_suites() -> None:
     assert parse(["--only", "exec", "--only", "run"]).only == ("run", "exec")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark needs Linux")
+def test_every_suite_that_can_be_asked_for_is_there() -> None:
+    assert set(importlib.import_module("bench.__main__")._SUITES) == set(SUITES)
+
+
 def test_parse_json_without_file_is_standard_output() -> None:
     assert parse(["--json"]).json == "-"
     assert parse(["--quick", "--json", "out.json"]).json == "out.json"
@@ -54,6 +61,8 @@ def test_parse_quick_takes_less_of_everything() -> None:
     assert effort is QUICK
     assert effort.rounds < FULL.rounds
     assert effort.sleepers < FULL.sleepers
+    assert effort.recovered < FULL.recovered
+    assert effort.log_bytes < FULL.log_bytes
 
 
 @pytest.mark.parametrize("wrong", [["--only", "nonsense"], ["--fast"], ["run"]])
@@ -206,3 +215,43 @@ zero
     assert described["seccomp"] == "mode 2, filters 1"
     assert (described["mounts"], described["masked paths"], described["devices"]) == ("5", "2", "2")
     assert described["read-only below /proc and /sys"] == "2"
+
+
+# ---- suites, as far as they need no container ----
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark needs Linux")
+async def test_state_suite_compares_the_store_with_bare_sqlite(tmp_path: Path) -> None:
+    suite = importlib.import_module("bench.suites.state")
+    workspace = SimpleNamespace(directory=lambda _name: str(tmp_path))
+    effort = SimpleNamespace(state_changes=40)
+    report = Report()
+    await suite.measure(SimpleNamespace(workspace=workspace, effort=effort, report=report))
+    rows = {row.name: row for row in report.rows}
+    assert rows[suite.BARE].ratio is None
+    assert rows[suite.OURS].ratio is not None
+    assert rows[suite.OURS].unit == "us"
+    assert report.absent == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
+def test_lease_suite_sees_the_death_of_who_was_killed_and_of_nobody_else() -> None:
+    suite = importlib.import_module("bench.suites.lease")
+    with subprocess.Popen(["sleep", "60"]) as watched:
+        assert suite._seconds_to_die(watched.pid, watched.pid) > 0
+        assert watched.wait() == -9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs sh, dd, yes and head")
+def test_log_suite_writes_as_many_bytes_as_it_divides_by() -> None:
+    suite = importlib.import_module("bench.suites.logs")
+    for load in suite.LOADS:
+        wrote = subprocess.run(["sh", "-c", load.command(1_310_720)], capture_output=True, check=True).stdout
+        assert load.size(1_310_720) == len(wrote)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark needs Linux")
+@pytest.mark.parametrize(("running", "killed", "true"), [(49, 1, True), (50, 0, False), (48, 2, False), (49, 0, False)])
+def test_recovery_suite_takes_only_the_true_states_for_true(running: int, killed: int, true: bool) -> None:
+    returning = importlib.import_module("bench.returning")
+    assert returning._is_true(returning.Returned(running, killed), 50) is true

@@ -26,13 +26,16 @@ _IMAGE = "lighterman-bench"
 
 
 class Docker:
-    """Raises Trouble when it is made, if there is no dockerd or it runs no container here."""
+    """Raises Trouble when it is made, if there is no dockerd or it runs no container here.
 
-    def __init__(self, workspace: Workspace) -> None:
+    `live_restore`: its containers outlive it; then `remove_all` is the caller's duty.
+    """
+
+    def __init__(self, workspace: Workspace, name: str = "docker", *, live_restore: bool = False) -> None:
         program = shutil.which("dockerd")
         if program is None:
             raise Trouble("dockerd is not installed")
-        self._directory = workspace.directory("docker")
+        self._directory = workspace.directory(name)
         self._socket = f"{self._directory}/docker.sock"
         self._log = f"{self._directory}/dockerd.log"
         self._env = {
@@ -42,7 +45,8 @@ class Docker:
             "HOME": self._directory,
         }
         self._connection = _Connection(self._socket)
-        self._daemon = self._start(program, workspace.cgroup)
+        self._argv = self._arguments(program, workspace.cgroup, live_restore=live_restore)
+        self._daemon = self._spawn()
         try:
             self._await_start()
             self._import(workspace)
@@ -68,6 +72,56 @@ class Docker:
         if code != 0:
             raise Trouble(f"docker: the container ended with {code}")
         return seconds
+
+    def start(self, argv: Sequence[str], *, stdin: bool = False) -> str:
+        """The id of a container that runs."""
+        body: dict[str, Any] = {"Image": _IMAGE, "Cmd": list(argv), "HostConfig": {"NetworkMode": "none"}}
+        if stdin:
+            body |= {"OpenStdin": True, "StdinOnce": True, "AttachStdin": True}
+        id: str = self._ask("POST", "/containers/create", body)["Id"]
+        self._ask("POST", f"/containers/{id}/start")
+        return id
+
+    def write_and_wait(self, id: str, data: bytes) -> float:
+        """Seconds from what is written to its stdin until its end is known; then it is removed."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stdin:
+            stdin.settimeout(DEADLINE_S)
+            stdin.connect(self._socket)
+            asked = f"POST /containers/{id}/attach?stdin=1&stream=1 HTTP/1.1\r\nHost: docker\r\n"
+            stdin.sendall(f"{asked}Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n".encode())
+            answer = stdin.recv(4096)
+            if b" 101 " not in answer.split(b"\r\n", 1)[0]:
+                raise Trouble(f"docker: attach: {answer[:80]!r}")
+            began = time.perf_counter()
+            stdin.sendall(data)
+            code = self._ask("POST", f"/containers/{id}/wait")["StatusCode"]
+            seconds = time.perf_counter() - began
+        self._ask("DELETE", f"/containers/{id}?force=1")
+        if code != 0:
+            raise Trouble(f"docker: the container ended with {code}")
+        return seconds
+
+    def crash(self) -> None:
+        """kill -9 of the daemon; its containerd dies with it."""
+        self._connection.close()
+        self._daemon.kill()
+        self._daemon.wait()
+
+    def come_back(self, count: int) -> float:
+        """Seconds from the start of another daemon until it says that `count` containers run."""
+        began = time.perf_counter()
+        self._daemon = self._spawn()
+        self._await_start()
+        running = len(self._ask("GET", "/containers/json"))
+        seconds = time.perf_counter() - began
+        if running != count:
+            raise Trouble(f"docker: of {count} containers {running} run after a restart of the daemon")
+        return seconds
+
+    def remove_all(self) -> None:
+        """Kill and remove every container."""
+        for container in self._ask("GET", "/containers/json?all=1"):
+            self._ask("DELETE", f"/containers/{container['Id']}?force=1")
 
     def run_program(self, argv: Sequence[str]) -> float:
         """Seconds of `docker run --rm --network none`."""
@@ -110,17 +164,20 @@ class Docker:
             raise Trouble("the docker program is not installed")
         return [self.client, "run", "--rm", "--network", "none", _IMAGE, *argv]
 
-    def _start(self, program: str, cgroup: str) -> subprocess.Popen[bytes]:
+    def _arguments(self, program: str, cgroup: str, *, live_restore: bool) -> list[str]:
         with open(f"{self._directory}/daemon.json", "w") as file:
             file.write("{}")
         argv = [program, "--config-file", f"{self._directory}/daemon.json", "--host", f"unix://{self._socket}"]
         argv += ["--data-root", f"{self._directory}/data", "--exec-root", f"{self._directory}/exec"]
         argv += ["--pidfile", f"{self._directory}/pid", "--cgroup-parent", cgroup, "--log-level", "error"]
         argv += ["--iptables=false", "--bridge=none", "--ip-masq=false", "--exec-opt", "native.cgroupdriver=cgroupfs"]
+        return [*argv, "--live-restore"] if live_restore else argv
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self._log, "ab") as log:
             # A session of its own: Ctrl-C at the terminal is ours to act on.
             return subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+                self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
             )
 
     def _await_start(self) -> None:
@@ -134,7 +191,7 @@ class Docker:
                     raise Trouble(f"dockerd does not run here: {words_of(self._log)}") from waiting
                 if time.monotonic() > deadline:
                     raise Trouble(f"dockerd had not started after {_START_S:g} s") from waiting
-            time.sleep(0.05)
+            time.sleep(0.005)
 
     def _import(self, workspace: Workspace) -> None:
         tar = image_tar(workspace)

@@ -45,6 +45,10 @@ class Peers:
         self._daemon = self._try("docker", lambda: Docker(self._workspace))
         return self._daemon
 
+    def another_docker(self) -> Docker | None:
+        """A second daemon, whose containers outlive it; the caller's to empty and to close."""
+        return self._try("docker", lambda: Docker(self._workspace, "docker-live", live_restore=True))
+
     def _try(self, name: str, make: Callable[[], T]) -> T | None:
         if not self._wanted.get(name, True):
             self._report.absent[name] = "left out as asked"

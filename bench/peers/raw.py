@@ -56,6 +56,14 @@ class RawRuntime:
         """Seconds of `exec`."""
         return timed(self._argv("exec", id, *argv))
 
+    def exec_at_once(self, id: str, argv: Sequence[str], count: int) -> float:
+        """Seconds for `count` times `exec`, all started at once."""
+        return many([self._argv("exec", id, *argv)] * count, count)
+
+    def list_all(self) -> float:
+        """Seconds of `list`, which looks at every container of this root."""
+        return timed(self._argv("list"))
+
     def delete(self, id: str) -> None:
         """Kill and remove one that `start` gave."""
         self._detached.remove(id)
