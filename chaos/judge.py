@@ -75,9 +75,15 @@ def _check_order(events: Sequence[Event], ledger: Ledger) -> None:
         try:
             checker.accept(_info(event, count))
         except InternalError as illegal:
-            story = " ".join(f"{one['kind']}/{one.get('generation', 0)}" for one in events)
-            ledger.violation(f"{name}: {illegal} in: {story}")
+            ledger.violation(f"{name}: {illegal} in: {' '.join(map(_shown, events))}")
             return
+
+
+def _shown(event: Event) -> str:
+    """`KIND/GENERATION`, with what tells two of the same apart."""
+    told = f"{event['kind']}/{event.get('generation', 0)} at {event['time']:.3f}"
+    more = [str(event[key]) for key in ("process", "reason", "exit") if event.get(key)]
+    return f"[{told}{': ' if more else ''}{', '.join(more)}]"
 
 
 def _info(event: Event, seq: int) -> StateInfo:
