@@ -28,12 +28,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),
-    ("asking", "stdin", "linux_host", "windows_host", "journal", "notify"),
+    ("asking", "lease", "stdin", "linux_host", "windows_host", "journal", "notify"),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
     ("keeper", "images", "network", "volumes", "logs", "store"),
     (
+        "arguments",
         "spec",
         "checks",
         "errors",
@@ -45,6 +46,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "record",
         "results",
         "roots",
+        "threads",
         "trees",
     ),
 )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,6 +227,15 @@ def test_close_ends_what_another_thread_waits_for() -> None:
         assert isinstance(failed, InvalidState) or waiting.result().signal == 9
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """What a shell has started in the background ignores the signal, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupt_is_undone_before_it_is_raised() -> None:
     with sync.Engine() as engine:
         watcher = threading.Thread(target=_interrupt_when_running, args=(engine,))

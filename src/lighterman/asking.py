@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast
 import msgspec
 
 from lighterman import limits
+from lighterman.arguments import check_text, console_size_of, items_of, words_of
 from lighterman.checks import HealthCheck, Readiness, storable
 from lighterman.errors import InvalidSpec
 from lighterman.lifecycle.restart import RestartRule
@@ -114,11 +115,9 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
 
     Raises: InvalidSpec with the option and its value; TypeError for an option that does not exist.
     """
-    if isinstance(argv, str):
-        raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
     given = cast("dict[str, Any]", dict(options))
     resources: dict[str, Any] = {}
-    wanted: dict[str, Any] = {"image": image, "argv": tuple(argv), "stdin": stdin}
+    wanted: dict[str, Any] = {"image": image, "argv": words_of(argv), "stdin": stdin}
     for name, value in given.items():
         if value is None or name == "ttl_s":  # of the lease, not of the program
             continue
@@ -131,17 +130,17 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
         elif name == "shm_size":
             wanted["shm_bytes"] = parse_size(value)
         elif name == "mounts":
-            wanted["mounts"] = tuple(_mount(one) for one in value)
+            wanted["mounts"] = tuple(_mount(one) for one in items_of("mounts", value))
         elif name == "devices":
-            wanted["devices"] = tuple(_device(one) for one in value)
+            wanted["devices"] = tuple(_device(one) for one in items_of("devices", value))
         elif name == "restart":
             wanted["restart"] = RestartPolicy.parse(value) if isinstance(value, str) else value
         elif name == "rootfs":
-            wanted["rootfs"] = os.path.abspath(os.fspath(value))
+            wanted["rootfs"] = _directory(value)
         elif name == "console_size":
-            wanted["console_size"] = (
-                value if isinstance(value, ConsoleSize) else ConsoleSize(height=value[0], width=value[1])
-            )
+            wanted["console_size"] = console_size_of(value)
+        elif name == "labels":
+            wanted["labels"] = _labels(value)
         elif name == "log_sinks":
             wanted["log_sinks"] = split_sinks(value)[0]
         elif name == "health":
@@ -177,7 +176,7 @@ def split_sinks(
     sinks: Sequence[JournaldSink | SyslogSink | CallableSink],
 ) -> tuple[tuple[JournaldSink | SyslogSink, ...], tuple[CallableSink, ...]]:
     """What can be stored of them, and what only this process knows. Raises: InvalidSpec."""
-    for sink in sinks:
+    for sink in items_of("log_sinks", sinks):
         if not isinstance(sink, JournaldSink | SyslogSink | CallableSink):
             raise InvalidSpec(f"log sink {sink!r:.140}: must be a JournaldSink, SyslogSink or CallableSink")
         if isinstance(sink, SyslogSink):
@@ -202,9 +201,27 @@ def check_name(name: str) -> str:
     return name
 
 
+def _directory(value: str | os.PathLike[str]) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidSpec(f"rootfs {value!r:.140}: must be a directory's path")
+    return os.path.abspath(check_text("rootfs", os.fspath(value)))
+
+
+def _labels(value: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise InvalidSpec(f"labels {value!r:.140}: must be a mapping of names to values")
+    for name, text in value.items():
+        if not check_text("label", name):
+            raise InvalidSpec(f"label {name!r}={text!r:.80}: must have a name")
+        check_text(f"label {name!r:.80}: value", text)
+    return value
+
+
 def _mount(value: Mount | str) -> Mount:
     if isinstance(value, Mount):
         return value
+    if not isinstance(value, str):
+        raise InvalidSpec(f"mount {value!r:.140}: must be a Mount, or text as /host/path:/path/inside[:ro]")
     parts = value.split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise InvalidSpec(f"mount {value!r}: must be /host/path:/path/inside[:ro]")
@@ -224,6 +241,8 @@ def _mount(value: Mount | str) -> Mount:
 def _device(value: Device | str) -> Device:
     if isinstance(value, Device):
         return value
+    if not isinstance(value, str):
+        raise InvalidSpec(f"device {value!r:.140}: must be a Device, or text as /dev/x[:/dev/inside[:rwm]]")
     parts = value.split(":")
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise InvalidSpec(f"device {value!r}: must be /dev/x[:/dev/inside[:rwm]]")

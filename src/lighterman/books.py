@@ -10,11 +10,11 @@ import msgspec
 
 from lighterman import limits
 from lighterman.clock import Clock
+from lighterman.ends import to_its_end
 from lighterman.entry import Entry
 from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
 from lighterman.journal import Event, Journal
 from lighterman.lifecycle.status import Status
-from lighterman.record import Record
 from lighterman.store.base import Change, Store, Tombstone
 
 __all__ = ["Books"]
@@ -50,6 +50,8 @@ class Books:
 
         Raises: NotFound, InvalidSpec if a beginning is ambiguous.
         """
+        if not isinstance(name_or_id, str):
+            raise InvalidSpec(f"container {name_or_id!r:.80}: must be a name or an id, as text")
         entry = self._names.get(name_or_id) or self._entries.get(name_or_id)
         if entry is None and len(name_or_id) >= 4:
             found = [entry for id, entry in self._entries.items() if id.startswith(name_or_id)]
@@ -105,22 +107,26 @@ class Books:
 
     async def save(self, entry: Entry) -> None:
         """Write the record down. Raises: StoreError; then nothing has changed."""
-        if entry not in self:
-            return  # it was removed meanwhile: its row must not come back
-        await self._store.commit(Change(save=_row(entry.record)))
+        async with entry.writing:
+            if entry not in self:
+                return  # it was removed meanwhile: its row must not come back
+            await to_its_end(self._write(entry))
 
     async def tell(self, entry: Entry, event: Event) -> None:
         """Write the record and an event down, in one transaction. Raises: StoreError."""
-        await self.journal.commit(event, Change(save=_row(entry.record)))
+        async with entry.writing:
+            await to_its_end(self._write(entry, event))
 
     async def tell_fact(self, entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:
         """As `tell`, for what has happened and can't be refused: tried again until the disk takes it.
 
         Args: late: called at each attempt that fails.
         """
+        entry.untold.append(event)
         while True:
             try:
-                await self.tell(entry, event)
+                async with entry.writing:
+                    await to_its_end(self._write_untold(entry))
             except StoreError as failed:
                 log.error("container %s: its %s is not written down yet: %s", entry.record.name, event.kind, failed)
                 if late is not None:
@@ -131,6 +137,25 @@ class Books:
 
     async def bury(self, entry: Entry) -> None:
         """Take the record out of the store, and put a tombstone there. Raises: StoreError."""
+        async with entry.writing:
+            await to_its_end(self._bury(entry))
+
+    async def _write(self, entry: Entry, event: Event | None = None) -> None:
+        # The record has the state that they led to: it must not be written without them.
+        await self._write_untold(entry)
+        change = _change(entry)
+        await (self._store.commit(change) if event is None else self.journal.commit(event, change))
+        _written(entry, change)
+
+    async def _write_untold(self, entry: Entry) -> None:
+        while entry.untold:
+            change = Change() if entry.removed.is_set() else _change(entry)
+            await self.journal.commit(entry.untold[0], change)
+            entry.untold.popleft()
+            _written(entry, change)
+
+    async def _bury(self, entry: Entry) -> None:
+        await self._write_untold(entry)
         record = entry.record
         stone = Tombstone(record.id, record.name, self._clock.wall() + limits.TOMBSTONE_S, msgspec.json.encode(record))
         event = Event(kind="remove", container=record.id, name=record.name, generation=record.generation)
@@ -144,5 +169,23 @@ class Books:
         self._removed[stone.id] = (stone.until, entry)
 
 
-def _row(record: Record) -> tuple[str, bytes]:
-    return record.id, msgspec.json.encode(record)
+def _change(entry: Entry) -> Change:
+    """The record, and what has changed of that which stands beside it."""
+    id, dues, saved = entry.record.id, entry.execs_due, entry.execs_due_saved
+    changed = [(id, name, due) for name, due in dues.items() if name not in saved]
+    over = [(id, name, None) for name in saved if name not in dues]
+    return Change(
+        save=(id, msgspec.json.encode(entry.record)),
+        restarts=(id, entry.restarts) if entry.restarts != entry.restarts_saved else None,
+        execs_due=(*changed, *over),
+    )
+
+
+def _written(entry: Entry, change: Change) -> None:
+    if change.restarts is not None:
+        entry.restarts_saved = change.restarts[1]
+    for _, name, due in change.execs_due:
+        if due is None:
+            entry.execs_due_saved.pop(name, None)
+        else:
+            entry.execs_due_saved[name] = due

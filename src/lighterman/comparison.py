@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable
 
@@ -13,10 +12,11 @@ from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
 from lighterman.roots import StateRoot
+from lighterman.runtimes.oci.calls import decode_meta
 from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT
-from lighterman.runtimes.oci.system import decode_meta
 from lighterman.store.sqlite import read_records
+from lighterman.threads import in_thread
 
 __all__ = ["Difference", "compare"]
 
@@ -36,17 +36,16 @@ async def compare(root: StateRoot) -> list[Difference]:
     Raises: StoreError.
     """
     records = [
-        msgspec.json.decode(encoded, type=Record)
-        for encoded in await asyncio.to_thread(read_records, f"{root.state}/state.db")
+        msgspec.json.decode(encoded, type=Record) for encoded in await in_thread(read_records, f"{root.state}/state.db")
     ]
     jobs = await _jobs(root)
     found = [*_of_records(records, jobs), *_of_jobs(records, jobs)]
-    found += await asyncio.to_thread(lambda: list(_of_directories(root, records)))
+    found += await in_thread(lambda: list(_of_directories(root, records)))
     return found
 
 
 async def _jobs(root: StateRoot) -> dict[str, list[JobState]]:
-    if not await asyncio.to_thread(os.path.exists, f"{root.run}/keeper.sock"):
+    if not await in_thread(os.path.exists, f"{root.run}/keeper.sock"):
         return {}
     try:
         keeper = await KeeperClient.start_or_connect(root.run, root.state)

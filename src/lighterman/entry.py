@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,10 @@ from lighterman.spec import CallableSink, ExitRecord, LogPolicy, ProcessConfig
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams
+from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
+    from lighterman.journal import Event
     from lighterman.logs.feeds import Feeds
 
 __all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "take_output"]
@@ -85,6 +88,7 @@ class ExecEntry:
         self.exit: ExitRecord | None = None
         self.reason: str | None = None
         self.is_probe = False  # of a health check: too frequent for the journal
+        self.due: float | None = None  # when its time is over, seconds on CLOCK_MONOTONIC
         self.ended = Flag()
 
     def require_stdin(self) -> StdinWriter:
@@ -101,7 +105,7 @@ class ExecEntry:
         """Nobody can ask for it any more: its output goes."""
         self.output_of.close()
         if self.output_of.sink is not None and self.output_of.sink.progress:
-            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+            await in_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     async def wait_exit(self) -> ExitRecord:
         """How it ended."""
@@ -125,6 +129,10 @@ class Entry:
         self.lowers: tuple[str, ...] = ()
         self.output_of = Output()
         self.execs: dict[str, ExecEntry] = {}
+        # When the time of an exec is over (`ExecEntry.due`), by its id; and what is written down of that.
+        self.execs_due: dict[str, float] = {}
+        self.execs_due_saved: dict[str, float] = {}
+        self.restarts = self.restarts_saved = b""  # the history of its restarts, and what is written down of it
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.check: HealthCheck | None = None  # with its functions, which are not stored
         self.reason: str | None = None  # who asked for the end that comes next
@@ -137,6 +145,8 @@ class Entry:
         self.start_over.set()
         self.removing = False
         self.restoring = False  # an earlier engine's run is being taken up
+        self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
+        self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
         self.start_asked_mono = 0.0
@@ -155,6 +165,7 @@ class Entry:
         life = self.execs[name] = ExecEntry(
             name, self._pump, self.directory / "execs" / name, self.record.spec.log_policy
         )
+        life.due = self.execs_due.get(name)
         return life
 
     def feed_sinks(self, callables: Sequence[CallableSink] = ()) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 import msgspec
 
 from lighterman import limits
+from lighterman.arguments import check_at_most, items_of
 from lighterman.clock import Clock
 from lighterman.errors import StoreError
 from lighterman.spec import ExitRecord
@@ -30,6 +31,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         kind: `create`, `start`, `restore`, `pause`, `resume`, `oom`, `start-process`, `exit-process`, `exit`,
             `restart`, `remove`, `health` (`reason` says how it is), `ready`; `gap` stands for `lost` events that were
             let go before they were read.
+        oom_kills: for `oom`: how many processes of this run were killed for memory so far, while it goes on.
         process: `init` or the exec's id. exit: for `exit`, `restart` and `exit-process`.
     """
 
@@ -41,6 +43,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int = 0
     exit: ExitRecord | None = None
     reason: str | None = None
+    oom_kills: int = 0
     lost: int = 0
     seq: int = 0
     time: float = 0.0
@@ -89,7 +92,9 @@ class Journal:
             kinds, container: only these; a `gap` is always told.
             follow: wait for what comes; without it the end is reached.
         """
-        wanted = frozenset(kinds)
+        wanted = frozenset(items_of("kinds", kinds))
+        if after is not None:
+            check_at_most("after", after)
         place = await self.last() if after is None else after
         while True:
             news = self._news

@@ -64,9 +64,13 @@ RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delet
 KEEPER_CALL_S = _number("KEEPER_CALL_S", 10.0)  # one round trip; measured 13 us
 KEEPER_START_S = _number("KEEPER_START_S", 20.0)  # measured 10 ms; a swapping host needs longer
 KEEPER_IDLE_S = _number("KEEPER_IDLE_S", 60.0)  # without containers and clients it leaves after this
+KEEPER_UPGRADE_S = _number("KEEPER_UPGRADE_S", 60.0)  # until it is another program; measured 80 ms
 KEEPER_RETRY_S = _number("KEEPER_RETRY_S", 1.0)  # between attempts to start another one after it was lost
 KEEPER_MESSAGE_BYTES = 65536  # one datagram of the keeper's wire
 LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease across an engine restart
+HOST_FILES_S = _number("HOST_FILES_S", 30.0)  # for files that a caller names; a hung NFS server never answers
+HUNG_THREADS_KEPT = _count("HUNG_THREADS_KEPT", 64)  # that wait for such files; 8 MiB of address space each
+THREADS_KEPT = _count("THREADS_KEPT", 16)  # for what blocks shortly: the kernel lets few of it run at the same time
 # Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).
 CONCURRENT_STARTS = _count("CONCURRENT_STARTS", 4 * (os.cpu_count() or 1))
 

@@ -34,8 +34,8 @@ class StdinWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`; follow it by `drain` where there is much. Raises: AlreadyClosed, TypeError for text."""
-        if isinstance(data, str):
-            raise TypeError("stdin takes bytes: encode the text first")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"stdin takes bytes, not {type(data).__name__}: encode a text first")
         if self._eof:
             raise AlreadyClosed("stdin is closed")
         if self._broken is not None or not data:

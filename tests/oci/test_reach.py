@@ -16,7 +16,8 @@ import pytest
 from lighterman import limits
 from lighterman.checks import File, Http, Tcp, UnixSocket
 from lighterman.errors import NotFound
-from lighterman.runtimes.oci.reach import Reach, in_own_thread
+from lighterman.runtimes.oci.reach import Reach
+from lighterman.threads import in_own_thread
 from support import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="setns(2) needs Linux and root")

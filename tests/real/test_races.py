@@ -37,7 +37,7 @@ async def test_start_cancelled_while_it_is_written_down_is_undone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, may_go_on = asyncio.Event(), asyncio.Event()
-    books = engine._books
+    books = engine.inside.books
     tell_fact = books.tell_fact
 
     async def slow(entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:

@@ -28,6 +28,7 @@ from lighterman.logs.sink import OutputSink
 from lighterman.logs.state import LogState, SinkState
 from lighterman.logs.streams import FrameStream
 from lighterman.spec import LogPolicy
+from lighterman.threads import in_thread
 
 __all__ = ["ContainerLog", "list_generations", "trim_generations"]
 
@@ -66,8 +67,8 @@ class ContainerLog:
         # The first run has nothing to look through, and is the one that somebody waits for.
         if generation > 1 or takeover or self.policy != "block":
             room = self._max_bytes * (self._max_files - 1)
-            await asyncio.to_thread(trim_generations, self._directory, room, generation)
-            sink = await asyncio.to_thread(self._pump.open, path, self._max_bytes, self._max_files, self.policy)
+            await in_thread(trim_generations, self._directory, room, generation)
+            sink = await in_thread(self._pump.open, path, self._max_bytes, self._max_files, self.policy)
         else:
             sink = self._pump.open(path, self._max_bytes, self._max_files)
         self._live = (generation, sink)
@@ -146,7 +147,7 @@ class ContainerLog:
         while True:
             news = self._news
             follow = query.follow and self._expecting and not watch.passed
-            for generation in await asyncio.to_thread(list_generations, self._directory):
+            for generation in await in_thread(list_generations, self._directory):
                 if generation >= place.generation and not self._is_live(generation):
                     async with aclosing(self._stored(generation, place, query)) as stored:
                         async for records in stored:
@@ -174,10 +175,10 @@ class ContainerLog:
         pieces = _Pieces(generation, place)
         reader = SegmentReader(directory, await _begin(directory, pieces.begin, query))
         try:
-            while frames := await asyncio.to_thread(reader.read):
+            while frames := await in_thread(reader.read):
                 if records := pieces.of(frames):
                     yield records
-            if missing := await asyncio.to_thread(lambda: reader.missing):
+            if missing := await in_thread(lambda: reader.missing):
                 yield [_gap(generation, reader.offset, missing)]
         finally:
             reader.close()
@@ -229,10 +230,10 @@ class ContainerLog:
 
     async def _places_before(self, first: Cursor) -> AsyncIterator[Cursor]:
         """Places further and further from the end; the last one is `first`."""
-        for generation in reversed(await asyncio.to_thread(list_generations, self._directory)):
+        for generation in reversed(await in_thread(list_generations, self._directory)):
             if generation < first.generation:
                 break
-            starts, end = await asyncio.to_thread(_span, str(self._directory / str(generation)))
+            starts, end = await in_thread(_span, str(self._directory / str(generation)))
             begin = first.offset if generation == first.generation else starts
             step = TAIL_BYTES
             while end - step > begin:
@@ -331,7 +332,7 @@ async def _begin(directory: str, offset: int, query: LogQuery) -> int:
         return offset
     # A second of reserve: the first byte of a line may be older than its end.
     since_ns = int((query.since - 1.0) * 1e9)
-    return max(offset, await asyncio.to_thread(offset_since, directory, since_ns)) if since_ns > 0 else offset
+    return max(offset, await in_thread(offset_since, directory, since_ns)) if since_ns > 0 else offset
 
 
 def _span(directory: str) -> tuple[int, int]:

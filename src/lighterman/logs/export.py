@@ -6,13 +6,13 @@ pieces, as it does from dockerd and containerd.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
 
 from lighterman.logs.reader import LogRecord
+from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["PIECE_BYTES", "cri_lines", "docker_json", "write_file"]
 
@@ -55,16 +55,17 @@ async def write_file(chunks: AsyncIterator[bytes], path: str | os.PathLike[str])
 
     Raises: OSError, as FileExistsError.
     """
-    fd = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = await look_at_files(f"file {os.fspath(path)!r:.140}", lambda: os.open(path, flags, 0o600), os.close)
     with os.fdopen(fd, "wb", buffering=0) as file:
         written = 0
         waiting = bytearray()
         async for chunk in chunks:
             waiting += chunk
             if len(waiting) >= _WRITE_BYTES:
-                written += await asyncio.to_thread(_write_all, file.fileno(), bytes(waiting))
+                written += await in_thread(_write_all, file.fileno(), bytes(waiting))
                 waiting.clear()
-        return written + await asyncio.to_thread(_write_all, file.fileno(), bytes(waiting))
+        return written + await in_thread(_write_all, file.fileno(), bytes(waiting))
 
 
 def _write_all(fd: int, data: bytes) -> int:

@@ -25,6 +25,7 @@ from lighterman.logs.sinks.journald import JournaldOutlet
 from lighterman.logs.sinks.syslog import SyslogOutlet
 from lighterman.logs.state import SinkState
 from lighterman.spec import CallableSink, JournaldSink, SyslogSink
+from lighterman.threads import in_thread
 
 __all__ = ["Feeds", "open_outlet"]
 
@@ -120,7 +121,7 @@ class Feed:
 
     async def _run(self) -> None:
         if self._file is not None:
-            self._cursor = self._saved = await asyncio.to_thread(_load, self._file)
+            self._cursor = self._saved = await in_thread(_load, self._file)
         while True:
             news = self._log.news
             try:
@@ -171,7 +172,7 @@ class Feed:
         cursor = self._cursor
         self._save_at = asyncio.get_running_loop().time() + limits.SINK_SAVE_S
         try:
-            await asyncio.to_thread(_store, self._file, cursor)
+            await in_thread(_store, self._file, cursor)
         except OSError as failed:
             # A full disk: after a crash the sink gets some records again, which is what it was promised.
             log.debug("the place of log sink %s is not written down: %s", self._outlet.kind, failed)

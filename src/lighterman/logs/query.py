@@ -41,6 +41,10 @@ def log_query(
     """Check what was asked for. Raises: InvalidSpec."""
     if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
         raise InvalidSpec(f"tail {tail!r}: must be a number of records, 0 or more")
+    if after is not None and not isinstance(after, Cursor):
+        raise InvalidSpec(f"after {after!r:.80}: must be a record's cursor")
+    if not isinstance(streams, Iterable):
+        raise InvalidSpec(f"streams {streams!r:.80}: must be 'stdout', 'stderr' or both")
     wanted = (streams,) if isinstance(streams, str) else tuple(streams)
     if not wanted or not set(wanted) <= set(_STREAMS):
         raise InvalidSpec(f"streams {streams!r}: must be 'stdout', 'stderr' or both")
@@ -61,7 +65,7 @@ def _seconds(name: str, value: datetime.datetime | float | None) -> float | None
             raise InvalidSpec(f"{name} {value!r}: must have a time zone, as datetime.now(timezone.utc) has")
         return value.timestamp()
     # A NaN fails this comparison too.
-    if value is not None and not abs(value) < float("inf"):
+    if value is not None and not (isinstance(value, int | float) and abs(value) < float("inf")):
         raise InvalidSpec(f"{name} {value!r}: must be Unix seconds, or a datetime with a time zone")
     return value
 

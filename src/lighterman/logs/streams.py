@@ -15,6 +15,7 @@ from lighterman.errors import InvalidState
 from lighterman.logs.lines import LINE_BYTES
 from lighterman.logs.reader import Frame, SegmentReader
 from lighterman.logs.sink import OutputSink, Pin
+from lighterman.threads import in_thread
 
 __all__ = ["FrameStream", "LogStream"]
 
@@ -122,7 +123,7 @@ class FrameStream:
 
     async def _read_in_thread(self, until: int) -> list[Frame]:
         offset, lost = self._reader.offset, self._reader.lost
-        reading = asyncio.ensure_future(asyncio.to_thread(self._reader.read, until, self._stream))
+        reading = asyncio.ensure_future(in_thread(self._reader.read, until, self._stream))
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:

@@ -6,7 +6,7 @@ raises `NotSupported` that names runtime and operation, and `features()` says so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -210,6 +210,13 @@ class ComputeSystem(Protocol):
     async def oom_counters(self) -> OomCounters | None:
         """Read while the cgroup exists, after the init's end too; None where the platform counts nothing."""
 
+    def watch_oom(self, told: int, tell: Callable[[int], None]) -> None:
+        """From now on, call `tell` with how many of its processes were killed for memory, if more than were `told`.
+
+        Each time that it has grown, while the init process lives on, until `close`; nothing where the platform counts
+        nothing. For who has just started or opened it; called by the loop.
+        """
+
     async def stuck(self) -> str | None:
         """Which of its processes not even SIGKILL ends, and where they hang, for showing; None where none is seen."""
 
@@ -249,6 +256,6 @@ def console_size(height: int, width: int) -> ConsoleSize:
     from lighterman.errors import InvalidSpec
 
     for name, value in (("height", height), ("width", width)):
-        if not 1 <= value <= 65535:
-            raise InvalidSpec(f"console {name} {value!r}: must be 1 to 65535 cells")
+        if type(value) is not int or not 1 <= value <= 65535:
+            raise InvalidSpec(f"console {name} {value!r:.80}: must be 1 to 65535 cells")
     return ConsoleSize(height=height, width=width)

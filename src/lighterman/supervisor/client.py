@@ -14,7 +14,7 @@ from lighterman.errors import AlreadyExists, InvalidState, NotFound
 from lighterman.lifecycle.events import StateInfo
 from lighterman.lifecycle.restart import RestartRate, RestartRule
 from lighterman.runtimes.base import CreateOption, Runtime, console_size
-from lighterman.runtimes.options import WithCheckpoint
+from lighterman.runtimes.options import FirstRun, WithCheckpoint
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, RestartPolicy, Spec, Statistics
 from lighterman.supervisor import checkpoints
 from lighterman.supervisor.backend import Backend
@@ -22,6 +22,7 @@ from lighterman.supervisor.container import Container, Surroundings
 from lighterman.supervisor.delivery import Delivery
 from lighterman.supervisor.run import Run
 from lighterman.supervisor.tasks import OwnedTasks
+from lighterman.threads import in_thread
 
 __all__ = ["Client"]
 
@@ -108,7 +109,7 @@ class Client:
         """
         if spec is None:
             spec = Spec(process=ProcessConfig())
-            options = ()
+            options = tuple(option for option in options if isinstance(option, FirstRun))
         container = self._register(id, spec, options)
         self._tasks.watch(self._live(container, restore=True), f"owner of {id}")
         await asyncio.shield(container.started)
@@ -199,20 +200,20 @@ class Client:
 
     async def create_checkpoint(self, id: str, name: str, directory: str, *, leave_running: bool = False) -> None:
         """Write the container's state to `directory/name`. Raises: NotSupported, AlreadyExists."""
-        await asyncio.to_thread(checkpoints.reserve, directory, name)
+        await in_thread(checkpoints.reserve, directory, name)
         try:
             await self._container(id).checkpoint(name, directory, leave_running=leave_running)
         except BaseException:
-            await asyncio.to_thread(checkpoints.delete, directory, name)
+            await in_thread(checkpoints.delete, directory, name)
             raise
 
     async def list_checkpoints(self, directory: str) -> tuple[str, ...]:
         """The names in `directory`."""
-        return await asyncio.to_thread(checkpoints.names, directory)
+        return await in_thread(checkpoints.names, directory)
 
     async def delete_checkpoint(self, name: str, directory: str) -> None:
         """Raises: NotFound."""
-        await asyncio.to_thread(checkpoints.delete, directory, name)
+        await in_thread(checkpoints.delete, directory, name)
 
     # ---- inside ----
 

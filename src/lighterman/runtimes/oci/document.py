@@ -149,7 +149,7 @@ def build_spec(
         process=process,
         document=document,
         rootfs=rootfs,
-        stop_signal=_stop_signal(wanted.stop_signal or image.stop_signal or 15),
+        stop_signal=_stop_signal(wanted.stop_signal, image.stop_signal),
     )
 
 
@@ -290,7 +290,8 @@ def _seccomp(wanted: ContainerSpec, bounding: tuple[str, ...], host: HostFacts) 
     return msgspec.json.encode(resolve(profile, bounding, native_architecture(), host.kernel, name=wanted.seccomp))
 
 
-def _stop_signal(number: int) -> int:
+def _stop_signal(wanted: int | None, image: int | None) -> int:
+    number = next((one for one in (wanted, image) if one is not None), 15)
     if not 1 <= number <= 64:
         raise InvalidSpec(f"stop signal {number}: must be 1 to 64")
     return number

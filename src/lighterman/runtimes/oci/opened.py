@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -14,11 +13,13 @@ from lighterman.keeper.client import KeeperClient
 from lighterman.roots import StateRoot
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
+from lighterman.runtimes.oci.calls import RuntimeCall
 from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
+from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
-from lighterman.runtimes.oci.system import RuntimeCall
+from lighterman.threads import in_thread
 
 __all__ = ["open_runtime"]
 
@@ -44,10 +45,10 @@ async def open_runtime(
     Raises: RuntimeUnavailable, NotSupported (an unknown name), RootLocked, StoreError, KeeperLost.
     """
     place = StateRoot.of(root)
-    await to_its_end(asyncio.to_thread(place.acquire))
+    await to_its_end(in_thread(place.acquire))
     keeper = None
     try:
-        probed = await asyncio.to_thread(probe_all, f"{place.cache}/cache/runtimes.json")
+        probed = await in_thread(probe_all, f"{place.cache}/cache/runtimes.json")
         chosen, reason = pick(probed, name)
         keeper = await to_its_end(KeeperClient.start_or_connect(place.run, place.state))
         runtime = await to_its_end(_made(place, keeper, chosen, reason))
@@ -58,7 +59,7 @@ async def open_runtime(
 
 
 async def _made(place: StateRoot, keeper: KeeperClient, chosen: Probed, reason: str) -> OciRuntime:
-    binary = await asyncio.to_thread(sealed_copy, chosen.name, chosen.path)
+    binary = await in_thread(sealed_copy, chosen.name, chosen.path)
     if binary is not None:
         try:
             await keeper.register_binary(chosen.name, binary)
@@ -72,6 +73,7 @@ async def _made(place: StateRoot, keeper: KeeperClient, chosen: Probed, reason: 
             name=chosen.name,
             executable=chosen.path if binary is None else chosen.name,
             root=f"{place.run}/runtime/{chosen.name}",
+            exec_cgroups=can_exec_into(chosen.name, chosen.version),
         ),
         RuntimeVersion(name=chosen.name, version=chosen.version, path=chosen.path, reason=reason),
         keeper=keeper,
@@ -87,8 +89,8 @@ async def _left(place: StateRoot, keeper: KeeperClient, runtime: OciRuntime) -> 
     if place.private:
         for id in await runtime.list():
             cgroup = Cgroup(f"{CGROUP_PARENT}/{id}", cgroup_host())
-            await asyncio.to_thread(cgroup.kill)
-            await asyncio.to_thread(cgroup.remove)
+            await in_thread(cgroup.kill)
+            await in_thread(cgroup.remove)
 
 
 async def _given_back(place: StateRoot, keeper: KeeperClient | None) -> None:
@@ -101,5 +103,5 @@ async def _given_back(place: StateRoot, keeper: KeeperClient | None) -> None:
             log.debug("the keeper of %s had ended already", place.state)
         await keeper.close()
     if place.private:
-        await asyncio.to_thread(place.remove)
-    await asyncio.to_thread(place.release)
+        await in_thread(place.remove)
+    await in_thread(place.release)

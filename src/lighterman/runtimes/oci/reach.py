@@ -12,8 +12,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from lighterman import limits
 from lighterman.checks import File, Http, Port, Tcp, UnixSocket
@@ -21,10 +19,9 @@ from lighterman.errors import NotFound
 from lighterman.runtimes.oci.processes import has_exited
 from lighterman.runtimes.oci.rooted import open_inside
 from lighterman.runtimes.oci.syscalls import set_network_namespace
+from lighterman.threads import in_own_thread
 
-__all__ = ["Reach", "in_own_thread"]
-
-T = TypeVar("T")
+__all__ = ["Reach"]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -128,7 +125,7 @@ class Reach:
             finally:
                 os.close(found)
 
-        age_s = time.time() - await in_own_thread(changed_at, None)
+        age_s = time.time() - await in_own_thread(changed_at)
         ok = probe.max_age_s is None or age_s <= probe.max_age_s
         return ok, f"{probe.path} was changed {age_s:.3f} s ago"
 
@@ -151,38 +148,3 @@ class Reach:
             os.close(opened)
             raise NotFound(f"process {self._pid} has ended")
         return opened
-
-
-async def in_own_thread(act: Callable[[], T], discard: Callable[[T], None] | None) -> T:
-    """Do something that may block, or that leaves its thread unfit for anything else; never in the shared pool.
-
-    Args: discard: what to do with a result that nobody waits for any more.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, failed: BaseException | None) -> None:
-        if not done.done():
-            if failed is not None:
-                done.set_exception(failed)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]  # one of the two is given
-        elif failed is None and discard is not None:
-            discard(result)  # type: ignore[arg-type]  # likewise
-
-    def run() -> None:
-        result, failed = None, None
-        try:
-            result = act()
-        except BaseException as raised:  # noqa: BLE001  belongs to who waits
-            failed = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, failed)
-        except RuntimeError:
-            # The loop is closed.
-            if failed is None and discard is not None:
-                discard(result)  # type: ignore[arg-type]  # likewise
-
-    # A daemon: what hangs in somebody's file system must not keep the program from ending.
-    threading.Thread(target=run, name="reach", daemon=True).start()
-    return await done

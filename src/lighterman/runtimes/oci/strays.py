@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from lighterman.runtimes.oci.processes import family_of
 from lighterman.runtimes.oci.tree import kill_tree
+from lighterman.threads import in_thread
 
 __all__ = ["Strays"]
 
@@ -48,7 +49,7 @@ class Strays:
             await asyncio.wait((self._ending,))
 
     async def _end(self) -> None:
-        await asyncio.to_thread(_end_strays, self._pids, self._known(), self._keeper())
+        await in_thread(_end_strays, self._pids, self._known(), self._keeper())
 
 
 def _end_strays(pids: Callable[[], set[int]], known: set[int], keeper: int) -> None:

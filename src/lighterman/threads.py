@@ -1,0 +1,114 @@
+"""Threads for what blocks. They are ours: whoever fills asyncio's own pool with work holds up none of our verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Thread
+from typing import ParamSpec, TypeVar
+
+from lighterman import limits
+from lighterman.errors import LimitExceeded, OperationTimeout
+
+__all__ = ["in_own_thread", "in_thread", "look_at_files"]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_pool: ThreadPoolExecutor | None = None
+_alone: set[Thread] = set()
+
+
+async def in_thread(
+    function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> _Result:
+    """Call what ends soon: the kernel's answers, and files of our own. As `asyncio.to_thread`, without the context."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(limits.THREADS_KEPT, "lighterman")
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget)
+    return await asyncio.get_running_loop().run_in_executor(_pool, partial(function, *args, **kwargs))
+
+
+def _forget() -> None:
+    """A child that was forked has none of these threads."""
+    global _pool
+    _pool = None
+    _alone.clear()
+
+
+async def look_at_files(
+    what: str, function: Callable[[], _Result], discard: Callable[[_Result], None] | None = None
+) -> _Result:
+    """Call what looks at files that a caller has named: their server may hang, and then so does the call.
+
+    Args: what: of the message, as "the mounts of container box". discard: see `in_own_thread`.
+    Raises: OperationTimeout after limits.HOST_FILES_S. LimitExceeded while too many hang.
+    """
+    if len(_alone) >= limits.HUNG_THREADS_KEPT:
+        raise LimitExceeded(
+            f"{what}: {len(_alone)} threads wait for files of the host already: look for a hung mount (NFS, FUSE)",
+            limit="HUNG_THREADS_KEPT",
+            operation="look at files",
+        )
+    looking = asyncio.ensure_future(in_own_thread(function, discard))
+    try:
+        done, _ = await asyncio.wait((looking,), timeout=limits.HOST_FILES_S)
+        if not done:
+            raise OperationTimeout(
+                f"{what}: no answer for {limits.HOST_FILES_S:g} s: look for a hung mount (NFS, FUSE) on the host",
+                operation="look at files",
+            )
+        return looking.result()
+    finally:
+        looking.cancel()
+
+
+async def in_own_thread(act: Callable[[], _Result], discard: Callable[[_Result], None] | None = None) -> _Result:
+    """Do something that may block for ever, or that leaves its thread unfit for anything else.
+
+    Args: discard: what to do with a result that nobody waits for any more; in a thread as well.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_Result] = loop.create_future()
+
+    def settle(result: _Result | None, failed: BaseException | None) -> None:
+        if done.done():
+            throw_away(result, failed)
+        elif failed is not None:
+            done.set_exception(failed)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # one of the two is given
+
+    def throw_away(result: _Result | None, failed: BaseException | None) -> None:
+        if failed is None and discard is not None:
+            Thread(target=discard, args=(result,), name="lighterman-discard", daemon=True).start()
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = act()
+        except BaseException as raised:  # noqa: BLE001  belongs to who waits
+            failed = raised
+        finally:
+            _alone.discard(thread)
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:  # the loop is closed
+            throw_away(result, failed)
+
+    # A daemon: what hangs in somebody's file system must not keep the program from ending.
+    thread = Thread(target=run, name="lighterman-alone", daemon=True)
+    _alone.add(thread)
+    thread.start()
+    try:
+        return await done
+    except asyncio.CancelledError:
+        # It had come, but the cancellation came before it could be taken.
+        if done.done() and not done.cancelled():
+            throw_away(*((None, failed) if (failed := done.exception()) is not None else (done.result(), None)))
+        raise
