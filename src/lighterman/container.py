@@ -81,7 +81,7 @@ class Container:
     @property
     def timings(self) -> Timings:
         """Where the time of the last run went, from the request to start it to its end; empty until then."""
-        return self._engine.timings_of(self._entry)
+        return self._engine.runs.timings(self._entry)
 
     @property
     def stdin(self) -> StdinWriter:
@@ -108,7 +108,7 @@ class Container:
         Raises: InvalidState if it runs, CommandNotFound, CommandNotExecutable, RuntimeFailed.
         If cancelled: what was begun is undone.
         """
-        await self._engine.start_container(self._entry)
+        await self._engine.runs.start(self._entry)
 
     async def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds.
@@ -116,11 +116,11 @@ class Container:
         Returns: how it ended; None if it never ran. Raises: LimitExceeded if not even SIGKILL ends it.
         If cancelled: it is stopped all the same.
         """
-        return await self._engine.stop_container(self._entry, grace_s)
+        return await self._engine.runs.stop(self._entry, grace_s)
 
     async def kill(self, signal: int | str = signals.SIGKILL) -> None:
         """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
-        await self._engine.signal_container(self._entry, signal_number(signal))
+        await self._engine.runs.signal(self._entry, signal_number(signal))
 
     async def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
         """Stop it, if it runs, and start it."""
@@ -159,7 +159,7 @@ class Container:
         Raises: InvalidState if it was never started, has no such check, or ends before; OperationTimeout.
         """
         if until == "exit":
-            return await self._engine.wait_exit(self._entry, timeout_s)
+            return await self._engine.runs.wait_exit(self._entry, timeout_s)
         await self._engine.watches.wait(self._entry, until, timeout_s)
         return None
 
@@ -181,7 +181,7 @@ class Container:
 
     async def update(self, resources: Resources) -> None:
         """Change its limits while it runs. Raises: NotSupported for one that this host can't enforce."""
-        await self._engine.update_container(self._entry, resources)
+        await self._engine.runs.update(self._entry, resources)
 
     async def set_restart_policy(self, policy: str | RestartPolicy | RestartRule) -> None:
         """Change when it is started again; counts from the next end on, a restart that is due goes ahead.
@@ -189,7 +189,7 @@ class Container:
         Args: policy: as the option `restart`. It is stored, a function apart: of that a later engine knows nothing.
         Raises: InvalidSpec, NotFound if it was removed, StoreError; then nothing has changed.
         """
-        await self._engine.set_restart_policy(self._entry, policy)
+        await self._engine.runs.set_restart_policy(self._entry, policy)
 
     async def renew(self, ttl_s: float) -> None:
         """Let it run for `ttl_s` seconds from now; before its start: from then.
@@ -304,7 +304,7 @@ class Container:
 
     async def remove(self, *, force: bool = False) -> None:
         """Take it away with all that it wrote. Raises: InvalidState if it runs, unless `force`, which kills it."""
-        await self._engine.remove_container(self._entry, force=force)
+        await self._engine.removal.remove(self._entry, force=force)
 
     def __repr__(self) -> str:
         return f"<Container {self.name} ({self.id[:12]}) {self.status}>"

@@ -43,7 +43,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for job in await host.held_jobs():
         jobs.setdefault(job.meta.id, []).append(job)
     for stone in loaded.tombstones:
-        books.remember(stone, engine.new_entry(_decoded(stone.record)))
+        books.remember(stone, engine.inside.new_entry(_decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
     due: list[Entry] = []
     for encoded in loaded.records:
@@ -57,7 +57,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     await asyncio.to_thread(host.remove_directories, except_of={entry.record.id for entry in books})
     # Only now: what is being started would be taken for something left.
     for entry in due:
-        engine.start_later(entry)
+        engine.runs.start_later(entry)
     # Whoever asks for a stop from here on finds them under way.
     await asyncio.sleep(0)
 
@@ -79,12 +79,12 @@ async def _take_up_one(
     *,
     rebooted: bool,
 ) -> None:
-    entry = engine.new_entry(record)
+    entry = engine.inside.new_entry(record)
     books.enter(entry)
     if record.status is Status.REMOVING:
         books.strike(entry)
         await host.end_jobs(jobs)
-        engine.go_on(engine.finish_removal(entry), f"remove {record.name}")
+        engine.inside.tasks.finish(engine.removal.go_on(entry), f"remove {record.name}")
         return
     entry.feed_sinks()
     half_started = record.starting and record.status is not Status.RESTARTING
@@ -96,7 +96,7 @@ async def _take_up_one(
         await _take_up_running(engine, host, books, entry, jobs, due)
     if record.lease in ("scope", "process") or (record.lease == "owner" and rebooted):
         # Its owner was the engine before us, or a process of an earlier boot, and that is dead.
-        engine.go_on(engine.remove_quietly(entry), f"remove {record.name}")
+        engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
     await engine.leases.take_up(entry)
     if rebooted and _is_due_at_boot(record):
@@ -187,13 +187,13 @@ async def _take_up_running(
         due.append(entry)
         return
     runtime = await host.runtime(record.runtime or None)
-    entry.client = engine.client(runtime.name)
+    entry.client = engine.runs.client(runtime.name)
     generation = newest.meta.generation if newest is not None else record.generation
     record.generation = generation - 1
-    options = engine.create_options(entry)
+    options = engine.runs.create_options(entry)
     record.generation = generation
     try:
-        spec = await engine.spec_of(entry)
+        spec = await engine.runs.spec_of(entry)
     except LightermanError as changed:
         log.warning("container %s can't be started again as it is: %s", record.name, changed)
         spec = None

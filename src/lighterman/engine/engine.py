@@ -1,0 +1,409 @@
+"""The public engine: its own life, and what you may ask of it; the rest of its work is in its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Unpack
+
+from lighterman import limits, recovery
+from lighterman.asking import Options, check_name, container_spec, split_restart, split_sinks
+from lighterman.books import Books
+from lighterman.capture import Captured, capture
+from lighterman.clock import Clock, SystemClock
+from lighterman.container import Container
+from lighterman.ends import to_its_end
+from lighterman.engine.hearing import Hearing
+from lighterman.engine.inside import Inside
+from lighterman.engine.removal import Removal
+from lighterman.engine.runs import Runs, timings
+from lighterman.entry import Entry
+from lighterman.errors import InvalidSpec, NotFound, NotSupported, UsageError
+from lighterman.execs import Execs
+from lighterman.journal import Event
+from lighterman.leases import Leases, asked_lease
+from lighterman.lifecycle.restart import RestartRate
+from lighterman.linux_host import LinuxHost, open_host
+from lighterman.logs.pump import OutputPump
+from lighterman.record import Record
+from lighterman.results import Result
+from lighterman.roots import StateRoot
+from lighterman.runtimes.base import RuntimeVersion
+from lighterman.supervisor.client import Client
+
+if TYPE_CHECKING:
+    from lighterman.watches import Watches
+
+__all__ = ["Engine"]
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A container engine inside a program.
+
+    ```python
+    async with Engine() as engine:
+        done = await engine.run("busybox", ["sh", "-c", "echo hi; exit 3"])
+    ```
+
+    Args:
+        root: the directory of its state; containers made with `lease=None` live on there when the engine is left.
+            None: a private one, which is removed at the end with everything in it.
+        runtime: `crun`, `runc` or `youki`; None takes the first that works on this host.
+        restarts_per_s: how many restarts by policy there may be in a second, all containers together; None: any.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        runtime: str | None = None,
+        restarts_per_s: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if restarts_per_s is not None and not restarts_per_s > 0:
+            raise InvalidSpec(f"restarts_per_s {restarts_per_s!r}: must be more than 0, or None for no limit")
+        rate = RestartRate(restarts_per_s) if restarts_per_s is not None else None
+        self._root = StateRoot.of(root)
+        self._wanted_runtime = runtime
+        self._clock: Clock = clock or SystemClock()
+        self.inside = inside = Inside(self._root, self._clock, rate)
+        self._tasks = inside.tasks
+        self._closing: asyncio.Task[None] | None = None
+        # Its parts: the faces of a container ask them, and coming back does.
+        self.leases = Leases(
+            inside.tasks,
+            lambda: inside.books,
+            lambda: inside.host,
+            lambda entry: self.runs.end_for_lease(entry),
+            lambda entry: self.removal.remove_for_lease(entry),
+        )
+        self.execs = Execs(self._clock, inside.tasks, lambda: inside.host, inside.client_of)
+        self.runs = Runs(inside, self.leases, Hearing(inside, self.leases, lambda: self.watches), lambda: self.watches)
+        self.removal = Removal(inside, self.runs, self.leases)
+
+    # ---- its own life --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Engine:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Take the root, find a runtime, connect to the keeper, take up what lived on.
+
+        Raises: NotSupported (no Linux, not root), RootLocked, RuntimeUnavailable, KeeperLost, StoreError.
+        If cancelled: what was begun is undone.
+        """
+        if sys.platform != "linux":
+            raise NotSupported(f"no container runtime for {sys.platform} in this version: use Linux")
+        if os.geteuid() != 0:
+            raise NotSupported("running containers without root is not supported in this version: run it as root")
+        opening = asyncio.ensure_future(self._open_all())
+        try:
+            # Half a lock or half a keeper has no undo: only what is whole can be given back.
+            await to_its_end(opening)
+        except asyncio.CancelledError:
+            if opening.exception() is None:
+                await to_its_end(self._give_back())
+            raise
+
+    async def _open_all(self) -> None:
+        inside = self.inside
+        await asyncio.to_thread(self._root.acquire)
+        try:
+            inside.host_if_any = host = await open_host(self._root, self._wanted_runtime)
+            await host.lease_ourselves()
+            self._tasks.watch(host.watch_keeper(self.leases.grant_again), "watch the keeper")
+            inside.pump = OutputPump(asyncio.get_running_loop())
+            if not self._root.private:
+                await self._open_store()
+            inside.is_open = True
+            await recovery.take_up(self, host, inside.books, inside.store)
+            inside.is_true = True
+        except BaseException:
+            await self._give_back()
+            raise
+
+    async def _open_store(self) -> None:
+        # Only who needs it pays for the import of sqlite3.
+        from lighterman.store.sqlite import SqliteStore
+
+        store = SqliteStore(f"{self._root.state}/state.db")
+        await store.open()
+        self.inside.store = store
+        self.inside.books = Books(store, self._clock)
+
+    async def close(self) -> None:
+        """End and remove the containers that do not live on; stop watching the others; give everything back.
+
+        If cancelled: all the same, before the cancellation is raised.
+        """
+        if self.inside.is_open:
+            self.inside.is_open = False
+            self._closing = asyncio.ensure_future(self._close())
+        if self._closing is not None:
+            await to_its_end(self._closing)
+
+    async def _close(self) -> None:
+        ours = ("scope", "process", "owner") if self._root.private else ("scope", "process")
+        leased = [entry for entry in self.inside.books if entry.record.lease in ours]
+        await self._tasks.finish(self._end_all(leased), "end the containers of this engine")
+        await self._give_back()
+
+    async def _end_all(self, entries: Sequence[Entry]) -> None:
+        ends = await asyncio.gather(
+            *(self.removal.remove(entry, force=True) for entry in entries), return_exceptions=True
+        )
+        for entry, failed in zip(entries, ends, strict=True):
+            if isinstance(failed, BaseException) and not isinstance(failed, NotFound):
+                log.error("container %s: removing it failed: %s", entry.record.name, failed)
+
+    async def _give_back(self) -> None:
+        self.inside.is_open = False
+        try:
+            await self._give_back_all()
+        finally:
+            await asyncio.to_thread(self._root.release)
+
+    async def _give_back_all(self) -> None:
+        inside = self.inside
+        lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
+        for client in inside.clients.values():
+            await client.close()
+        await self._tasks.close(limits.CANCEL_S)
+        if inside.watches is not None:
+            inside.watches.close()
+            inside.watches = None
+        for entry in inside.books:
+            await entry.end_feeds()
+        if inside.pump is not None:
+            await inside.pump.close()
+        keeper_ended = inside.host_if_any is not None and await inside.host_if_any.close(by_force=self._root.private)
+        await inside.store.close()
+        for entry in inside.books:
+            entry.ended.set()
+        if self._root.private:
+            await asyncio.to_thread(self._root.remove)
+        elif keeper_ended and not lives:
+            # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
+            await asyncio.to_thread(self._root.remove_run)
+
+    async def version(self) -> RuntimeVersion:
+        """Which runtime is used by default, and why."""
+        return self.host.version
+
+    # ---- what you may ask ----------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float | None = None,
+        max_output: int = limits.MAX_OUTPUT_BYTES,
+        name: str | None = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Run a container to its end, and remove it.
+
+        Args:
+            image: `busybox`, or None with `rootfs=DIR`. argv: the command; empty takes the image's own.
+            stdin: what the program reads; None is an empty input.
+            timeout_s: after that it is killed: `exit.reason == "timeout"`.
+            max_output: how many bytes of each stream are kept; the rest is read and dropped.
+
+        Raises: InvalidSpec, NotFound, NotSupported, CommandNotFound, CommandNotExecutable, RuntimeFailed; never for a
+            program that fails.
+        If cancelled: the container is killed and removed before the cancellation is raised.
+        """
+        began = self._clock.mono()
+        self.inside.must_be_open()
+        self.host.poke()
+        entry = await self._create(image, argv, name=name, stdin=stdin is not None, lease="scope", options=options)
+        try:
+            await self.runs.start(entry)
+            if stdin is not None:
+                writer = entry.require_stdin()
+                writer.write(stdin)
+                writer.write_eof()
+            out, err = await self._to_end(entry, timeout_s, max_output)
+            known = self._clock.mono()
+        except BaseException:
+            await self._tasks.finish_and_wait(self.removal.remove(entry, force=True), f"undo {entry.record.name}")
+            raise
+        # It has ended and has told so: its name is free at once, and what is left to remove is in nobody's way.
+        if entry in self.inside.books:  # else the engine is being closed, and has begun to remove it
+            self.inside.books.strike(entry)
+            self._tasks.finish(self.removal.take_away(entry), f"remove {entry.record.name}")
+        assert entry.record.exit is not None
+        return Result(
+            exit=entry.record.exit,
+            stdout=out[0],
+            stderr=err[0],
+            stdout_truncated=out[1],
+            stderr_truncated=err[1],
+            timings=timings(entry, began, known),
+        )
+
+    @asynccontextmanager
+    async def container(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bool = False,
+        name: str | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Container]:
+        """A container that runs for the time of a block: created and started, at the end killed and removed."""
+        entry = await self._create(image, argv, name=name, stdin=stdin, lease="scope", options=options)
+        try:
+            await self.runs.start(entry)
+            yield Container(self, entry)
+        finally:
+            if self.inside.is_open:
+                removing = self.removal.remove(entry, force=True)
+                await self._tasks.finish_and_wait(removing, f"remove {entry.record.name}")
+
+    async def create(
+        self,
+        image: str | None = None,
+        argv: Sequence[str] = (),
+        *,
+        stdin: bool = False,
+        name: str | None = None,
+        lease: str | int | None = "process",
+        **options: Unpack[Options],
+    ) -> Container:
+        """Make a container without starting it.
+
+        Args: lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process
+            dies; a pid: when that process dies, whatever becomes of this one; None: it lives on. The last two need an
+            engine with a `root` of its own, if they are to outlive it.
+        Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError, StoreError.
+        If cancelled: it is not there.
+        """
+        if lease is None and self._root.private:
+            raise UsageError("lease=None needs an engine with a root of its own: Engine(root=DIR)")
+        entry = await self._create(image, argv, name=name, stdin=stdin, lease=lease, options=options)
+        return Container(self, entry)
+
+    async def get(self, name_or_id: str) -> Container:
+        """By name, id, or an unambiguous beginning of an id.
+
+        One that was removed is found by name or id for limits.TOMBSTONE_S more, so that `wait` still answers.
+        Raises: NotFound, InvalidSpec if a beginning is ambiguous.
+        """
+        return Container(self, self.inside.books.find(name_or_id))
+
+    async def containers(self) -> list[Container]:
+        """All of them, the oldest first."""
+        return [Container(self, entry) for entry in self.inside.books]
+
+    def events(
+        self, *, after: int | None = None, kinds: Iterable[str] = (), container: str | None = None, follow: bool = True
+    ) -> AsyncIterator[Event]:
+        """What happens to the containers of this root, in order; see `Event`.
+
+        Args:
+            after: the `seq` that was read last; 0 begins with the oldest kept; None with what comes from now on.
+            kinds, container: only events of these kinds, of the container with this id.
+            follow: go on with what comes; otherwise stop at the end. A slow reader is never dropped.
+        """
+        self.inside.must_be_open()
+        return self.inside.books.journal.events(after, kinds=kinds, container=container, follow=follow)
+
+    # ---- what the faces of a container ask, beside its parts ------------------------------------------------------
+
+    @property
+    def host(self) -> LinuxHost:
+        """What it has of this host. Raises: InvalidState before `start`."""
+        return self.inside.host
+
+    def client_of(self, entry: Entry) -> Client:
+        """The client that runs it. Raises: InvalidState if nothing of it runs."""
+        return self.inside.client_of(entry)
+
+    @property
+    def watches(self) -> Watches:
+        """Health and readiness; imported by who uses it."""
+        if self.inside.watches is None:
+            from lighterman.watches import Watches
+
+            self.inside.watches = Watches(
+                clock=self._clock,
+                tasks=self._tasks,
+                books=self.inside.books,
+                execs=self.execs,
+                host=lambda: self.host,
+                client_of=self.client_of,
+                stop=lambda entry, reason: self.runs.end(entry, reason, limits.STOP_GRACE_S),
+                face=lambda entry: Container(self, entry),
+            )
+        return self.inside.watches
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    async def _create(
+        self,
+        image: str | None,
+        argv: Sequence[str],
+        *,
+        name: str | None,
+        stdin: bool,
+        lease: str | int | None,
+        options: Options,
+    ) -> Entry:
+        self.inside.must_be_open()
+        policy, rule = split_restart(options.get("restart", "no"))
+        spec = container_spec(image, argv, stdin=stdin, options={**options, "restart": policy})
+        _, callables = split_sinks(options.get("log_sinks", ()))
+        id = os.urandom(16).hex()
+        name = check_name(name) if name is not None else f"lm-{id[:12]}"
+        if (spec.image is None) == (spec.rootfs is None):
+            raise InvalidSpec("a container needs an image or a rootfs, and not both")
+        record = Record(id=id, name=name, spec=spec, created_at=self._clock.wall())
+        for field, value in asked_lease(lease, options.get("ttl_s")).items():
+            setattr(record, field, value)
+        entry = self.inside.new_entry(record)
+        entry.restart_rule, entry.check = rule, options.get("health")
+        self.inside.books.enter(entry)
+        try:
+            # Everything that can be wrong shows here, before anything is on disk.
+            await self.runs.spec_of(entry)
+            self.inside.must_be_open()
+            await self.inside.books.tell(entry, Event(kind="create", container=id, name=name))
+            entry.feed_sinks(callables)
+            self.leases.made(entry)
+        except BaseException as failed:
+            if isinstance(failed, asyncio.CancelledError):
+                # The commit may happen all the same: what it has written is taken away again.
+                self.inside.books.strike(entry)
+                self._tasks.finish(self.removal.take_away(entry), f"undo {name}")
+            else:
+                self.inside.books.unenter(entry)
+            raise
+        return entry
+
+    async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
+        out = capture(self._tasks, entry.output(1), max_output)
+        err = None if entry.output_of.terminal else capture(self._tasks, entry.output(2), max_output)
+        try:
+            async with self._clock.timeout(timeout_s):
+                await entry.ended.wait()
+        except TimeoutError:
+            await self.runs.end(entry, "timeout", 0)
+            await entry.ended.wait()
+        return await out, await err if err is not None else (b"", False)

@@ -1,0 +1,129 @@
+"""Taking containers away: what runs of one, its name, its files, its row; what an engine begins the next one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from lighterman import limits
+from lighterman.engine.inside import Inside
+from lighterman.engine.runs import Runs
+from lighterman.entry import Entry
+from lighterman.errors import InvalidState, LightermanError, NotFound, StoreError
+from lighterman.leases import Leases
+from lighterman.lifecycle.status import Status
+from lighterman.trees import remove_tree
+
+__all__ = ["Removal"]
+
+log = logging.getLogger(__name__)
+
+
+class Removal:
+    """The removals of one engine."""
+
+    def __init__(self, inside: Inside, runs: Runs, leases: Leases) -> None:
+        self._inside = inside
+        self._runs = runs
+        self._leases = leases
+
+    async def remove(self, entry: Entry, *, force: bool = False) -> None:
+        """See `Container.remove`. If cancelled: it is removed all the same."""
+        record = entry.record
+        if entry not in self._inside.books:
+            if entry.removed.is_set():
+                return
+            raise NotFound(f"container {record.name} was removed", container=record.id)
+        if (entry.starting or entry.is_registered) and not force:
+            raise InvalidState(
+                f"container {record.name} is {record.status}: stop it first, or remove it by force",
+                operation="remove",
+                container=record.id,
+            )
+        await self._inside.tasks.finish_and_wait(self._remove(entry), f"remove {record.name}")
+
+    async def _remove(self, entry: Entry) -> None:
+        record, books = entry.record, self._inside.books
+        # A start that has not come to its runtime yet goes no further, and what it has made is there to be removed.
+        entry.removing = True
+        try:
+            if await self._runs.end(entry, "removed", 0):
+                await entry.ended.wait()
+            await entry.start_over.wait()
+        except BaseException:
+            entry.removing = False
+            raise
+        # Two may have waited for the same end.
+        if entry not in books:
+            return
+        before, record.status = record.status, Status.REMOVING
+        try:
+            # From here on it is removed, whoever dies: the next engine goes on with it.
+            await books.save(entry)
+        except StoreError:
+            record.status, entry.removing = before, False
+            raise
+        # Nor may both of them get past this.
+        if entry not in books:
+            return
+        books.strike(entry)
+        await self.take_away(entry)
+
+    async def take_away(self, entry: Entry) -> None:
+        """All that one whose name is free again has left: its files, then its row."""
+        inside = self._inside
+        entry.output_of.close()
+        entry.log.end()
+        await entry.end_feeds(limits.SINK_DRAIN_S)
+        self._leases.removed(entry)
+        if inside.watches is not None:
+            inside.watches.forget(entry)
+        for life in entry.execs.values():
+            life.output_of.close()
+            life.ended.set()
+        await asyncio.to_thread(_remove_tree, inside.root.container(entry.record.id))
+        try:
+            await inside.books.bury(entry)
+        except StoreError as failed:
+            log.error("container %s: its removal is not written down yet: %s", entry.record.name, failed)
+            inside.tasks.watch(self._bury_later(entry), f"bury {entry.record.name}")
+
+    async def _bury_later(self, entry: Entry) -> None:
+        """Nothing is left of it but its row; an engine that comes before this is done takes that away."""
+        while True:
+            await asyncio.sleep(limits.STORE_RETRY_S)
+            try:
+                await self._inside.books.bury(entry)
+            except StoreError as failed:
+                log.debug("container %s: its removal is not written down yet: %s", entry.record.name, failed)
+            else:
+                return
+
+    async def remove_for_lease(self, entry: Entry) -> None:
+        """Its owner has ended."""
+        await self._runs.end_for_lease(entry)
+        if entry in self._inside.books:
+            await self.remove(entry, force=True)
+
+    async def remove_quietly(self, entry: Entry) -> None:
+        """End and remove one whose owner is gone."""
+        try:
+            await self.remove_for_lease(entry)
+        except LightermanError as failed:
+            log.error("container %s: removing it failed: %s", entry.record.name, failed)
+
+    async def go_on(self, entry: Entry) -> None:
+        """Go on with a removal that an earlier engine had begun."""
+        try:
+            await self.take_away(entry)
+        except LightermanError as failed:
+            log.error("container %s: removing it failed: %s", entry.record.name, failed)
+
+
+def _remove_tree(path: str) -> None:
+    try:
+        remove_tree(path)
+    except FileNotFoundError:
+        return
+    except OSError as failed:
+        raise StoreError(f"{path} can't be removed: {failed}") from failed
