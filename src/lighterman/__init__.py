@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from lighterman.errors import StoreError as StoreError
     from lighterman.errors import UsageError as UsageError
     from lighterman.journal import Event as Event
-    from lighterman.leases import Lease as Lease
+    from lighterman.lease import ConnectionLease as ConnectionLease
+    from lighterman.lease import Lease as Lease
     from lighterman.lifecycle.events import State as State
     from lighterman.lifecycle.events import StateInfo as StateInfo
     from lighterman.lifecycle.health import Health as Health
@@ -94,7 +95,7 @@ _WHERE = {
     "engine": "Engine",
     "errors": _ERRORS,
     "journal": "Event",
-    "leases": "Lease",
+    "lease": "ConnectionLease Lease",
     "lifecycle.events": "State StateInfo",
     "lifecycle.health": "Health HealthReport ProbeResult",
     "lifecycle.restart": "RunEnd",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, NotFound
-from lighterman.leases import Lease
+from lighterman.lease import ConnectionLease, Lease
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.query import log_query
@@ -191,12 +191,12 @@ class Container:
         """
         await self._engine.runs.set_restart_policy(self._entry, policy)
 
-    async def renew(self, ttl_s: float) -> None:
-        """Let it run for `ttl_s` seconds from now; before its start: from then.
+    async def renew(self, ttl_s: float | None = None, *, lease: ConnectionLease | None = None) -> None:
+        """Let it run for `ttl_s` seconds from now (before its start: from then); hold it against another connection.
 
         Raises: InvalidState if it was made without `ttl_s`, or its time is over; NotFound, StoreError.
         """
-        await self._engine.leases.renew(self._entry, ttl_s)
+        await self._engine.leases.renew(self._entry, ttl_s, lease)
 
     async def resize(self, *, height: int, width: int) -> None:
         """Set its terminal's size in cells. Raises: InvalidState without a terminal."""

@@ -6,72 +6,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
+from lighterman import limits
 from lighterman.books import Books
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, KeeperLost, LightermanError, NotFound, StoreError
+from lighterman.errors import (
+    InvalidSpec,
+    InvalidState,
+    KeeperLost,
+    LightermanError,
+    NotFound,
+    StoreError,
+)
 from lighterman.keeper.client import KeeperClient
+from lighterman.lease import ConnectionLease, Lease, check_ttl, own_connection
 from lighterman.linux_host import OWNER, LinuxHost
 from lighterman.record import Record
-from lighterman.runtimes.oci.processes import open_pidfd_checked, read_start_time, wait_pidfd
+from lighterman.runtimes.oci.processes import open_pidfd_checked, wait_pidfd
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT
 from lighterman.supervisor.tasks import OwnedTasks
 
-__all__ = ["Lease", "Leases", "asked_lease", "check_ttl"]
+__all__ = ["Leases"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 5.0  # the loop's clock stands still while the host is suspended, CLOCK_BOOTTIME goes on
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """What ends a container.
+class _Client:
+    """The client of one container: our duplicate of its connection, and until when it may come back if it is away."""
 
-    Attributes:
-        kind: `scope` (a block of this program), `process` (this program), `owner` (another process), None: it lives on.
-        owner: the pid of the process that it is held against.
-        ttl_s: how long it may run after its start, or after the last renewal. left_s: what of that is left.
-    """
+    def __init__(self) -> None:
+        self.connection: int | None = None
+        self.gone_until: float | None = None
+        self.heard = False  # from the keeper, which is newer than any answer that was asked for before
 
-    kind: str | None
-    owner: int | None = None
-    ttl_s: float | None = None
-    left_s: float | None = None
-
-
-def asked_lease(lease: str | int | None, ttl_s: float | None) -> dict[str, object]:
-    """The fields of a record for what was asked. Raises: InvalidSpec."""
-    fields: dict[str, object] = {"ttl_s": check_ttl(ttl_s) if ttl_s is not None else None}
-    if isinstance(lease, int) and not isinstance(lease, bool):
-        started = _started(lease)
-        return {**fields, "lease": "owner", "owner": lease, "owner_started": started}
-    if lease not in ("process", "scope", None):
-        raise InvalidSpec(f"lease {lease!r:.80}: must be 'process', 'scope', the pid of its owner, or None")
-    return {**fields, "lease": lease}
-
-
-def check_ttl(ttl_s: float) -> float:
-    """Raises: InvalidSpec."""
-    if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not ttl_s > 0 or math.isinf(ttl_s):
-        raise InvalidSpec(f"ttl_s {ttl_s!r:.80}: must be more than 0 seconds, or None for no limit")
-    return float(ttl_s)
-
-
-def _started(pid: int) -> int:
-    try:
-        os.close(os.pidfd_open(pid))
-        started = read_start_time(pid)
-    except (OSError, OverflowError):
-        started = None
-    if started is None:
-        raise InvalidSpec(f"lease {pid}: there is no such process")
-    return started
+    def take(self, connection: int | None) -> None:
+        older, self.connection = self.connection, connection
+        if older is not None:
+            os.close(older)
 
 
 class Leases:
@@ -96,28 +72,51 @@ class Leases:
         self._remove = remove
         self._timers: dict[str, asyncio.Task[None]] = {}
         self._owners: dict[str, asyncio.Task[None]] = {}
+        self._clients: dict[str, _Client] = {}
 
     # ---- what you may ask ----
 
     def of(self, record: Record) -> Lease:
         """See `Container.lease`."""
-        owner = record.owner if record.lease == "owner" else os.getpid() if record.lease else None
-        left_s = max(0.0, record.until - _boottime()) if record.until is not None else None
-        return Lease(kind=record.lease, owner=owner, ttl_s=record.ttl_s, left_s=left_s)
+        owner = record.owner if record.lease == "owner" else None
+        if record.lease in ("scope", "process"):
+            owner = os.getpid()
+        client = self._clients.get(record.id)
+        gone_until = client.gone_until if client is not None else None
+        ends = [at for at in (record.until, gone_until) if at is not None]
+        return Lease(
+            kind=record.lease,
+            owner=owner,
+            connected=client is not None and gone_until is None if record.lease == "connection" else None,
+            ttl_s=record.ttl_s,
+            left_s=max(0.0, min(ends) - _boottime()) if ends else None,
+        )
 
     def job_lease(self, record: Record) -> str | None:
         """The keeper's name of the lease that binds what runs of a container."""
-        if record.lease == "owner" or record.ttl_s is not None:
-            return f"container:{record.id}"
+        if record.lease in ("owner", "connection") or record.ttl_s is not None:
+            return _name(record)
         return OWNER if record.lease is not None else None
 
-    async def renew(self, entry: Entry, ttl_s: float) -> None:
+    async def renew(self, entry: Entry, ttl_s: float | None, lease: ConnectionLease | None) -> None:
         """See `Container.renew`."""
-        record, ttl_s = entry.record, check_ttl(ttl_s)
-        if record.ttl_s is None:
+        record = entry.record
+        ttl_s = check_ttl(ttl_s) if ttl_s is not None else None
+        if ttl_s is None and lease is None:
+            raise InvalidSpec(f"container {record.name}: nothing to renew: give ttl_s or lease")
+        if ttl_s is not None and record.ttl_s is None:
             raise InvalidState(f"container {record.name} has no ttl_s to renew", container=record.id)
+        if lease is not None and record.lease != "connection":
+            raise InvalidState(f"container {record.name} has no lease of a connection", container=record.id)
         if entry not in self._books():
             raise NotFound(f"container {record.name} was removed", container=record.id)
+        if lease is not None:
+            await self._reconnect(record, lease)
+        if ttl_s is not None:
+            await self._renew_time(entry, ttl_s)
+
+    async def _renew_time(self, entry: Entry, ttl_s: float) -> None:
+        record = entry.record
         before = record.ttl_s, record.until
         until = _boottime() + ttl_s if record.until is not None else None
         record.ttl_s, record.until = ttl_s, until
@@ -129,9 +128,28 @@ class Leases:
             record.ttl_s, record.until = before
             raise
 
-    async def _renew(self, record: Record, until: float) -> None:
+    async def _reconnect(self, record: Record, lease: ConnectionLease) -> None:
+        connection = own_connection(lease)
         try:
-            await self._host().keeper.renew_lease(f"container:{record.id}", until)
+            await self._host().keeper.reconnect_lease(_name(record), connection)
+        except KeeperLost:
+            log.debug("container %s: its next connection is given to the next keeper", record.name)
+            if record.id in self._clients:
+                self._clients[record.id].gone_until = None
+        except BaseException as failed:
+            os.close(connection)
+            if isinstance(failed, InvalidState):
+                raise InvalidState(f"the lease of container {record.name} is over", container=record.id) from failed
+            raise
+        client = self._clients.get(record.id)
+        if client is None:  # removed in the same moment
+            os.close(connection)
+            return
+        client.take(connection)
+
+    async def _renew(self, record: Record, until: float | None) -> None:
+        try:
+            await self._host().keeper.renew_lease(_name(record), until)
         except InvalidState as over:
             raise InvalidState(f"the lease of container {record.name} is over", container=record.id) from over
         except KeeperLost:
@@ -140,8 +158,22 @@ class Leases:
 
     # ---- a container's life ----
 
-    def made(self, entry: Entry) -> None:
-        """It is there, though it may not run: its owner's end takes it away."""
+    def take(self, entry: Entry, lease: str | int | ConnectionLease | None) -> None:
+        """What was asked for it may be closed by its owner from now on. Raises: InvalidSpec, LimitExceeded."""
+        if isinstance(lease, ConnectionLease):
+            client = self._clients[entry.record.id] = _Client()
+            client.take(own_connection(lease))
+
+    async def made(self, entry: Entry) -> None:
+        """It is there, though it may not run: its owner's end takes it away. Raises: LimitExceeded."""
+        if entry.record.lease == "connection":
+            try:
+                await self._grant_connection(self._host().keeper, entry)
+            except KeeperLost:
+                log.debug("container %s: its lease is given to the next keeper", entry.record.name)
+        self._watch(entry)
+
+    def _watch(self, entry: Entry) -> None:
         if entry.record.lease == "owner":
             work = self._watch_owner(entry)
             self._owners[entry.record.id] = self._tasks.watch(work, f"watch the owner of {entry.record.name}")
@@ -154,12 +186,18 @@ class Leases:
         record = entry.record
         if record.ttl_s is not None and record.until is None:
             record.until = _boottime() + record.ttl_s
-        await self._grant(self._host().keeper, record)
+        if record.lease == "connection":
+            await self._renew(record, record.until)
+        else:
+            await self._grant(self._host().keeper, record)
         self._begin_timer(entry)
 
     async def take_up(self, entry: Entry) -> None:
         """It runs since an earlier engine: its time goes on. Raises: KeeperLost."""
-        self.made(entry)
+        if entry.record.lease == "connection":
+            await self._take_up_connection(entry)
+            return
+        self._watch(entry)
         if not entry.is_registered:
             # It has ended meanwhile, or was never started to the end.
             if self.job_lease(entry.record) not in (None, OWNER):
@@ -177,14 +215,29 @@ class Leases:
         timer = self._timers.pop(record.id, None)
         if timer is not None:
             timer.cancel()
-        if self.job_lease(record) not in (None, OWNER):
+        if record.lease == "connection":
+            if record.ttl_s is not None:
+                self._tasks.finish(self._stop_time(record), f"stop the time of {record.name}")
+        elif self.job_lease(record) not in (None, OWNER):
             self._tasks.finish(self._release(record), f"release the lease of {record.name}")
 
     def removed(self, entry: Entry) -> None:
-        """It is no longer there."""
-        owner = self._owners.pop(entry.record.id, None)
+        """It is no longer there; again is nothing."""
+        record = entry.record
+        owner = self._owners.pop(record.id, None)
         if owner is not None:
             owner.cancel()
+        if record.lease == "connection":
+            self._tasks.finish(self._release(record), f"release the lease of {record.name}")
+        client = self._clients.pop(record.id, None)
+        if client is not None:
+            client.take(None)
+
+    def close(self) -> None:
+        """The engine ends; what the keeper holds stays."""
+        for client in self._clients.values():
+            client.take(None)
+        self._clients.clear()
 
     async def grant_again(self, keeper: KeeperClient) -> None:
         """Tell a new keeper what the lost one knew; it ends what the lost one had started by its control group.
@@ -198,12 +251,69 @@ class Leases:
                 await self._grant(keeper, record, [_group(record)])
             except InvalidState:
                 log.debug("container %s: its owner ended with the keeper", record.name)
+        for entry in self._books():
+            if entry.record.lease == "connection":
+                await self._grant_connection(keeper, entry)
 
     # ---- inside ----
 
+    async def _grant_connection(self, keeper: KeeperClient, entry: Entry) -> None:
+        """A new lease: with the connection, or if that was lost, with the time in which the client may come back."""
+        record, client = entry.record, self._clients.setdefault(entry.record.id, _Client())
+        keeper.on_lease = self._heard
+        if client.connection is None and client.gone_until is None:
+            client.gone_until = _boottime() + limits.LEASE_RECONNECT_S
+        await keeper.lease_connection(
+            _name(record),
+            client.connection if client.gone_until is None else None,
+            grace_s=limits.LEASE_RECONNECT_S,
+            gone_until=client.gone_until,
+            until=record.until,
+            groups=[_group(record)] if entry.is_registered else [],
+        )
+
+    async def _take_up_connection(self, entry: Entry) -> None:
+        """The keeper has it since an earlier engine, unless it was lost as well. Raises: KeeperLost."""
+        record, keeper = entry.record, self._host().keeper
+        client = self._clients[record.id] = _Client()
+        keeper.on_lease = self._heard
+        state = await keeper.lease_of(_name(record))
+        client.take(state.connection)
+        if state.over:
+            self._is_over(entry)
+            return
+        if not state.holds:
+            log.warning("container %s: its connection went with the keeper: its client may come back", record.name)
+            await self._grant_connection(keeper, entry)
+        elif not client.heard:
+            client.gone_until = state.gone_until
+        if not entry.is_registered:
+            record.until = None
+        try:
+            await self._renew(record, record.until)
+        except InvalidState:
+            log.info("container %s: its lease ended in this moment", record.name)
+        self._begin_timer(entry)
+
+    def _heard(self, name: str, gone_until: float | None, over: bool) -> None:
+        """What the keeper tells of a client: it has hung up, has come back, or its time is over."""
+        entry = self._books().by_id(name.partition(":")[2])
+        client = self._clients.get(entry.record.id) if entry is not None else None
+        if entry is None or client is None:
+            return
+        client.heard, client.gone_until = True, gone_until
+        if gone_until is not None:
+            client.take(None)
+            log.info("container %s: its client has hung up", entry.record.name)
+        if over:
+            self._is_over(entry)
+
+    def _is_over(self, entry: Entry) -> None:
+        self._tasks.finish(self._quietly(self._remove(entry), entry), f"remove {entry.record.name}")
+
     async def _grant(self, keeper: KeeperClient, record: Record, groups: Sequence[str] = ()) -> None:
         name = self.job_lease(record)
-        if name in (None, OWNER):
+        if name in (None, OWNER) or record.lease == "connection":
             return
         assert name is not None
         pidfd = self._owner_of(record)
@@ -227,9 +337,15 @@ class Leases:
                 f"container {record.name}: its owner, process {record.owner}, has ended", container=record.id
             ) from gone
 
+    async def _stop_time(self, record: Record) -> None:
+        try:
+            await self._renew(record, None)
+        except InvalidState:
+            log.debug("container %s: its lease is over anyway", record.name)
+
     async def _release(self, record: Record) -> None:
         try:
-            await self._host().keeper.release_lease(f"container:{record.id}")
+            await self._host().keeper.release_lease(_name(record))
         except KeeperLost:
             log.debug("container %s: its lease went with the keeper", record.name)
 
@@ -271,6 +387,10 @@ class Leases:
 
 def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _name(record: Record) -> str:
+    return f"container:{record.id}"
 
 
 def _group(record: Record) -> str:

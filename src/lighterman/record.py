@@ -17,7 +17,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         generation: of the last run, 0 before the first. starting: of the run that is being started, 0 if none is; an
             engine that finds it set after a crash ends what there is of that run.
         manually_stopped: whether the last run was asked to end; then no policy starts it again.
-        lease: what ends it: `scope`, `process`, `owner`, or None for nothing (it lives on when the engine has gone).
+        lease: what ends it: `scope`, `process`, `owner`, `connection`, or None: it lives on when the engine has gone.
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
         ttl_s: how long a run may last. until: when the present one is over, seconds on CLOCK_BOOTTIME.
         runtime: which one its last run used.

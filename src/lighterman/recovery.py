@@ -94,8 +94,8 @@ async def _take_up_one(
         await _tell_lost(books, entry)
     else:
         await _take_up_running(engine, host, books, entry, jobs, due)
-    if record.lease in ("scope", "process") or (record.lease == "owner" and rebooted):
-        # Its owner was the engine before us, or a process of an earlier boot, and that is dead.
+    if record.lease in ("scope", "process") or (record.lease in ("owner", "connection") and rebooted):
+        # Its owner was the engine before us, or one of an earlier boot, and that is dead.
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
     await engine.leases.take_up(entry)

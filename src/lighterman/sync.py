@@ -28,7 +28,7 @@ from lighterman import limits, stdin
 from lighterman.asking import Options
 from lighterman.errors import InvalidState
 from lighterman.journal import Event
-from lighterman.leases import Lease
+from lighterman.lease import ConnectionLease, Lease
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord, StreamName
@@ -239,7 +239,7 @@ class Engine:
         *,
         stdin: bool = False,
         name: str | None = None,
-        lease: str | int | None = "process",
+        lease: str | int | ConnectionLease | None = "process",
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it."""
@@ -332,9 +332,9 @@ class Container:
         """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
         self._loop.call(self._container.kill(signal))
 
-    def renew(self, ttl_s: float) -> None:
+    def renew(self, ttl_s: float | None = None, *, lease: ConnectionLease | None = None) -> None:
         """Let it run for `ttl_s` seconds from now; before its start: from then."""
-        self._loop.call(self._container.renew(ttl_s))
+        self._loop.call(self._container.renew(ttl_s, lease=lease))
 
     def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
         """Stop it, if it runs, and start it."""

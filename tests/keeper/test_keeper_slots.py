@@ -16,7 +16,7 @@ def exit_of(job: str, status: int = 256) -> ExitSlot:
 
 
 def test_filled_slots_are_read_and_free_ones_are_not(tmp_path: Path) -> None:
-    file = SlotFile(str(tmp_path / "exits"))
+    file = SlotFile.make(str(tmp_path / "exits"))
     slots = [file.reserve() for _ in range(GROW_SLOTS + 3)]
     assert len(set(slots)) == len(slots)
     file.fill(slots[0], exit_of("a"))
@@ -32,7 +32,7 @@ def test_filled_slots_are_read_and_free_ones_are_not(tmp_path: Path) -> None:
 
 
 def test_reserved_room_is_allocated_on_the_disk(tmp_path: Path) -> None:
-    file = SlotFile(str(tmp_path / "exits"))
+    file = SlotFile.make(str(tmp_path / "exits"))
     file.reserve()
     assert os.stat(file.path).st_blocks * 512 >= GROW_SLOTS * SLOT_BYTES
     assert os.stat(file.path).st_mode & 0o777 == 0o600

@@ -115,7 +115,7 @@ async def test_another_version_is_refused_with_both_names(keepers: Keepers, monk
     assert isinstance(text, str)
     assert "77" in text
     assert str(wire.VERSION) in text
-    monkeypatch.setattr(wire.pack, "__kwdefaults__", {"version": 78})
+    monkeypatch.setattr(wire, "PROTOCOLS", (78,))
     with pytest.raises(NotSupported, match="78"):
         await keepers.connect()
 

@@ -26,7 +26,8 @@ from lighterman.entry import Entry
 from lighterman.errors import InvalidSpec, NotFound, NotSupported, UsageError
 from lighterman.execs import Execs
 from lighterman.journal import Event
-from lighterman.leases import Leases, asked_lease
+from lighterman.lease import ConnectionLease, asked_lease
+from lighterman.leases import Leases
 from lighterman.lifecycle.restart import RestartRate
 from lighterman.linux_host import LinuxHost, open_host
 from lighterman.logs.pump import OutputPump
@@ -156,7 +157,7 @@ class Engine:
             await to_its_end(self._closing)
 
     async def _close(self) -> None:
-        ours = ("scope", "process", "owner") if self._root.private else ("scope", "process")
+        ours = ("scope", "process", "owner", "connection") if self._root.private else ("scope", "process")
         leased = [entry for entry in self.inside.books if entry.record.lease in ours]
         await self._tasks.finish(self._end_all(leased), "end the containers of this engine")
         await self._give_back()
@@ -174,12 +175,13 @@ class Engine:
         try:
             await self._give_back_all()
         finally:
-            await asyncio.to_thread(self._root.release)
+            await in_thread(self._root.release)
 
     async def _give_back_all(self) -> None:
         inside = self.inside
         lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
         for client in inside.clients.values():
+        self.leases.close()
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
         if inside.watches is not None:
@@ -284,14 +286,15 @@ class Engine:
         *,
         stdin: bool = False,
         name: str | None = None,
-        lease: str | int | None = "process",
+        lease: str | int | ConnectionLease | None = "process",
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it.
 
         Args: lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process
-            dies; a pid: when that process dies, whatever becomes of this one; None: it lives on. The last two need an
-            engine with a `root` of its own, if they are to outlive it.
+            dies; a pid: when that process dies, whatever becomes of this one; a ConnectionLease: when its client has
+            hung up for long enough; None: it lives on. The last three need an engine with a `root` of its own, if they
+            are to outlive it.
         Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError, StoreError.
         If cancelled: it is not there.
         """
@@ -363,7 +366,7 @@ class Engine:
         *,
         name: str | None,
         stdin: bool,
-        lease: str | int | None,
+        lease: str | int | ConnectionLease | None,
         options: Options,
     ) -> Entry:
         self.inside.must_be_open()
@@ -385,11 +388,14 @@ class Engine:
             await self.runs.spec_of(entry)
             self.inside.must_be_open()
             await self.inside.books.tell(entry, Event(kind="create", container=id, name=name))
+        told = False
             entry.feed_sinks(callables)
-            self.leases.made(entry)
+            self.leases.take(entry, lease)
+            await self.leases.made(entry)
         except BaseException as failed:
-            if isinstance(failed, asyncio.CancelledError):
+            if told or isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.
+            told = True
                 self.inside.books.strike(entry)
                 self._tasks.finish(self.removal.take_away(entry), f"undo {name}")
             else:
@@ -398,6 +404,7 @@ class Engine:
         return entry
 
     async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
+                self.leases.removed(entry)
         out = capture(self._tasks, entry.output(1), max_output)
         err = None if entry.output_of.terminal else capture(self._tasks, entry.output(2), max_output)
         try:

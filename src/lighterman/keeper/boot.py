@@ -7,18 +7,36 @@ import sys
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, socket
 from time import time_ns
 
+# Spelled out, as `typing` is expensive to import and the checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .server import Keeper
+    from .slots import SlotFile
+
 READY_FD = 3
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 LOG_NAME = "keeper.log"
 EXITS_NAME = "exits"
+PROCESS_NAME = "lighterman-keeper"
 READY = b"1"
 LOCKED = b"0"
 
 
 def main(arguments: list[str]) -> None:
-    """`RUN STATE IDLE_S`; tells READY or LOCKED on descriptor 3."""
-    run_dir, state_dir, idle_s = arguments
+    """`RUN STATE IDLE_S BUILD`: tells READY or LOCKED on descriptor 3; then `--resume FD`: goes on (see `upgrade.py`).
+
+    `--check` alone: whether this program would take over the state in the memfd at descriptor 3.
+    """
+    if arguments[0] == "--check":
+        from . import handover
+
+        handover.check(READY_FD)
+        return
+    run_dir, state_dir, idle_s, build, *resume = arguments
+    if resume:
+        _resume(run_dir, state_dir, float(idle_s), build, int(resume[1]))
+        return
     _detach(run_dir)
     lock = os.open(f"{run_dir}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -26,7 +44,7 @@ def main(arguments: list[str]) -> None:
     except OSError:
         os.write(READY_FD, LOCKED)
         return
-    _serve(run_dir, state_dir, float(idle_s))
+    _start(run_dir, state_dir, float(idle_s), build, lock)
 
 
 def _detach(run_dir: str) -> None:
@@ -48,28 +66,60 @@ def _detach(run_dir: str) -> None:
     os.closerange(READY_FD + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _serve(run_dir: str, state_dir: str, idle_s: float) -> None:
+def _start(run_dir: str, state_dir: str, idle_s: float, build: str, lock: int) -> None:
     # Imported here: the launcher does not wait for it.
     from . import cgroup, linux
+    from .place import Place
     from .server import Keeper
     from .slots import SlotFile
     from .spawning import Spawner
 
     own_cgroup = cgroup.enter_own()
     linux.become_subreaper()
-    linux.set_name("lighterman-keeper")
+    linux.set_name(PROCESS_NAME)
     run_fd = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.makedirs(f"{state_dir}/{EXITS_NAME}", 0o700, exist_ok=True)
-    slots = SlotFile(f"{state_dir}/{EXITS_NAME}/{os.getpid()}-{time_ns()}")
-    # Through the descriptor: sun_path holds no more than 108 bytes.
-    address = f"/proc/self/fd/{run_fd}/{SOCKET_NAME}"
+    slots = SlotFile.make(f"{state_dir}/{EXITS_NAME}/{os.getpid()}-{time_ns()}")
+    address = _address(run_fd)
     _unlink(address)
     listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC)
     listener.bind(address)
     listener.listen(64)
-    keeper = Keeper(listener, slots, Spawner(), idle_s, own_cgroup)
+    place = Place(run_dir, state_dir, idle_s, build, run_fd, lock)
+    keeper = Keeper(place, listener, slots, Spawner(), own_cgroup)
     os.write(READY_FD, READY)
     os.close(READY_FD)
+    _serve(keeper, address, listener, slots)
+
+
+def _resume(run_dir: str, state_dir: str, idle_s: float, build: str, state_fd: int) -> None:
+    from . import handover, linux
+    from .place import Place
+    from .server import Keeper
+    from .slots import SlotFile
+    from .spawning import Spawner
+
+    records = handover.read(state_fd)
+    handover.let_through(records, False)
+    state = handover.parse(records)
+    # The rest of what `_start` does outlives an exec.
+    linux.set_name(PROCESS_NAME)
+    settings, own = state.settings, state.descriptors
+    used = {row.slot for row in state.rows.values()}
+    slots = SlotFile(settings["slots_path"], own["slots"], settings["slots"], used)
+    spawner = Spawner.resumed(own["own_mounts"], own["oom"], settings["spawner"])
+    listener = socket(AF_UNIX, SOCK_SEQPACKET, 0, own["listener"])
+    listener.setblocking(False)
+    place = Place(run_dir, state_dir, idle_s, build, own["run"], own["lock"])
+    keeper = Keeper(place, listener, slots, spawner, settings["own_cgroup"])
+    keeper.resume(state)
+    _serve(keeper, _address(own["run"]), listener, slots)
+
+
+def _serve(keeper: Keeper, address: str, listener: socket, slots: SlotFile) -> None:
+    """Until the end of it."""
+    from . import cgroup
+
     try:
         keeper.run()
     finally:
@@ -80,6 +130,11 @@ def _serve(run_dir: str, state_dir: str, idle_s: float) -> None:
     cgroup.leave_own()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _address(run_fd: int) -> str:
+    # Through the descriptor: sun_path holds no more than 108 bytes.
+    return f"/proc/self/fd/{run_fd}/{SOCKET_NAME}"
 
 
 def _unlink(path: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from _collections_abc import Callable
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
+from time import CLOCK_BOOTTIME, clock_gettime
 
 from .channel import close_all, receive
 from .peer import Peer
@@ -13,10 +15,16 @@ from .wire import WireError
 
 _SUN_PATH_BYTES = 108
 _SIGKILL = 9
+_MAX_DEPTH = 64  # of what a runtime starts, which is three or four deep
 
 
 class Call:
-    """One runtime process, from its spawn to its exit. `row` is None for a plain command."""
+    """One runtime process, from its spawn to its exit.
+
+    Attributes:
+        row: None for a plain command. since_ticks: what it starts is not older, see `now_ticks`.
+        then: called with the wait status instead of an answer, where the keeper itself has started it.
+    """
 
     __slots__ = (
         "console",
@@ -26,7 +34,9 @@ class Call:
         "pid_file",
         "request",
         "row",
+        "since_ticks",
         "spawned_ns",
+        "then",
         "timed_out",
     )
 
@@ -34,21 +44,25 @@ class Call:
         self,
         pid: int,
         spawned_ns: int,
+        since_ticks: int,
         deadline_ns: int,
         peer: Peer | None,
         request: int,
         row: Row | None,
         pid_file: str | None,
         console: ConsoleSocket | None,
+        then: Callable[[int], None] | None = None,
     ) -> None:
         self.pid = pid
         self.spawned_ns = spawned_ns
+        self.since_ticks = since_ticks
         self.deadline_ns = deadline_ns
         self.peer = peer
         self.request = request
         self.row = row
         self.pid_file = pid_file
         self.console = console
+        self.then = then
         self.timed_out = False
 
     def kill(self) -> None:
@@ -60,23 +74,39 @@ class Call:
 class ConsoleSocket:
     """Where the runtime sends the terminal's master (runc's and crun's `--console-socket`): one SCM_RIGHTS message."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, listener: socket, connection: socket | None = None) -> None:
+        self.path = path
+        self._listener = listener
+        self._connection = connection
+
+    @classmethod
+    def listening(cls, path: str) -> ConsoleSocket:
         """Listen at `path`, 0600. Raises: Refused."""
-        self._path = path
-        self._connection: socket | None = None
-        self._listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+        listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
         directory, _, name = path.rpartition("/")
         try:
             # Through the directory's descriptor: sun_path holds no more than 108 bytes.
             parent = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._listener.bind(f"/proc/self/fd/{parent}/{name}")
+                listener.bind(f"/proc/self/fd/{parent}/{name}")
             finally:
                 os.close(parent)
-            self._listener.listen(1)
+            listener.listen(1)
         except OSError as error:
-            self._listener.close()
+            listener.close()
             raise Refused(FAILED, f"console socket {path}: {error.strerror}") from error
+        return cls(path, listener)
+
+    @classmethod
+    def resumed(cls, path: str, fds: list[int]) -> ConsoleSocket:
+        """With the `descriptors` of one that the program before this one had."""
+        listener, *connections = (socket(AF_UNIX, SOCK_STREAM, 0, fd) for fd in fds)
+        return cls(path, listener, connections[0] if connections else None)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """For `resumed`."""
+        return [one.fileno() for one in (self._listener, self._connection) if one is not None]
 
     def fileno(self) -> int:
         """What to watch now: the listener, or the connection that has not sent yet."""
@@ -105,7 +135,7 @@ class ConsoleSocket:
         self._disconnect()
         self._listener.close()
         try:
-            os.unlink(self._path)
+            os.unlink(self.path)
         except FileNotFoundError:
             return
 
@@ -130,15 +160,40 @@ def read_pid_file(path: str) -> int | None:
     return int(text)
 
 
+def now_ticks() -> int:
+    """This moment as a start time: clock ticks after boot."""
+    return int(clock_gettime(CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
 def read_start_time(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat (proc(5)); None if there is no such process."""
+    found = _parent_and_start(pid)
+    return found[1] if found is not None else None
+
+
+def descends_from_us(pid: int) -> bool:
+    """Whether a process is a child of ours, or of one, and so on; a zombie is too."""
+    ours, at = os.getpid(), pid
+    for _ in range(_MAX_DEPTH):
+        if at == ours:
+            return True
+        found = _parent_and_start(at)
+        if found is None and at == pid:
+            return False
+        # A parent that has just ended: its children have another one now.
+        at = found[0] if found is not None else pid
+    return False
+
+
+def _parent_and_start(pid: int) -> tuple[int, int] | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
         return None
     # The name is in parentheses and may hold any byte: the fields are counted from the last one.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return int(fields[1]), int(fields[19])
 
 
 def open_pidfd(pid: int) -> int | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from lighterman import limits
-from lighterman.errors import InvalidSpec, KeeperLost
+from lighterman.errors import InvalidSpec, KeeperLost, LightermanError, NotSupported
 from lighterman.keeper import requests, wire
 from lighterman.keeper.connection import Connection
-from lighterman.keeper.launch import open_connection
+from lighterman.keeper.launch import build, open_connection, program
 
 __all__ = [
     "Job",
@@ -20,10 +21,13 @@ __all__ = [
     "JobState",
     "KeeperClient",
     "KeeperStats",
+    "LeaseState",
     "MountPlan",
     "SegmentPlan",
     "Spawned",
 ]
+
+log = logging.getLogger(__name__)
 
 
 class MountPlan(msgspec.Struct, frozen=True):
@@ -148,6 +152,21 @@ class KeeperStats(msgspec.Struct, frozen=True, kw_only=True):
     own_cgroup: bool
 
 
+class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a lease stands.
+
+    Attributes:
+        holds: it is in force. over: it was one of a connection, and has ended. Neither: the keeper does not know it.
+        gone_until: its client has hung up, and may come back until then; seconds on CLOCK_BOOTTIME.
+        connection: a duplicate of the client's socket, the caller's to close.
+    """
+
+    holds: bool
+    over: bool
+    gone_until: float | None
+    connection: int | None
+
+
 class KeeperClient:
     """A connection to the keeper of one state root; made by `start_or_connect`."""
 
@@ -157,6 +176,8 @@ class KeeperClient:
         self._told: set[str] = set()
         self._waiting: dict[str, asyncio.Future[JobExit]] = {}
         self._hello: dict[str, Any] = {}
+        self.on_lease: Callable[[str, float | None, bool], None] = lambda _name, _gone_until, _over: None
+        connection.on_lease = lambda said: self.on_lease(said["lease"], said["gone_until"], said["over"])
         connection.on_exits = self._note_exits
         connection.on_lost = self._wake_waiters
 
@@ -166,11 +187,35 @@ class KeeperClient:
     ) -> KeeperClient:
         """Connect, starting the keeper if none runs; an older engine's connection is fenced.
 
+        A keeper of another build becomes ours, and goes on with all that it has; one that can't stays as it is.
         Raises: KeeperLost if none could be started, NotSupported if it speaks another protocol.
         """
         deadline = asyncio.get_running_loop().time() + limits.KEEPER_START_S
+        was_upgraded = False
         while True:
-            client = cls(Connection(await open_connection(run_dir, state_dir, idle_s, deadline)))
+            client = await cls._connect(run_dir, state_dir, idle_s, deadline)
+            if was_upgraded or client.build == await asyncio.to_thread(build):
+                return client
+            try:
+                await client.upgrade()
+            except KeeperLost:
+                await client.close()
+            except LightermanError as failed:
+                log.warning("the keeper (process %d) stays of its build %s: %s", client.pid, client.build, failed)
+            except BaseException:
+                await client.close()
+                raise
+            if not client.is_lost and client._connection.version == wire.PROTOCOLS[0]:
+                return client
+            await client.close()
+            was_upgraded = True
+
+    @classmethod
+    async def _connect(cls, run_dir: str, state_dir: str, idle_s: float, deadline: float) -> KeeperClient:
+        """In the newest protocol that it speaks."""
+        versions = list(wire.PROTOCOLS)
+        while True:
+            client = cls(Connection(await open_connection(run_dir, state_dir, idle_s, deadline), versions[0]))
             try:
                 client._hello, _ = await client._connection.call(wire.HELLO, {"role": "engine"}, limits.KEEPER_CALL_S)
             except KeeperLost:
@@ -178,6 +223,11 @@ class KeeperClient:
                 await client.close()
                 if asyncio.get_running_loop().time() >= deadline:
                     raise
+            except NotSupported:
+                await client.close()
+                if len(versions) == 1:
+                    raise
+                del versions[0]
             except BaseException:
                 await client.close()
                 raise
@@ -188,6 +238,24 @@ class KeeperClient:
     def pid(self) -> int:
         """The keeper's process id, for showing."""
         return int(self._hello["pid"])
+
+    @property
+    def build(self) -> str:
+        """Which program it is: see `launch.build`."""
+        return str(self._hello.get("build", ""))
+
+    @property
+    def is_lost(self) -> bool:
+        return self._connection.is_lost
+
+    async def upgrade(self) -> None:
+        """Make it the keeper of this package: the same process, with all that it has; calls in flight go on.
+
+        Raises: RuntimeFailed if that program does not take over, and then the keeper goes on as before; InvalidState
+            while it is at it already, NotSupported by it, KeeperLost.
+        """
+        body: dict[str, object] = {"argv": program(), "build": await asyncio.to_thread(build)}
+        self._hello, _ = await self._connection.call(wire.UPGRADE, body, limits.KEEPER_UPGRADE_S)
 
     async def spawn(self, job: Job) -> Spawned:
         """Call the runtime and wait for its end; a failing one does not raise, `status` says.
@@ -292,8 +360,39 @@ class KeeperClient:
         fds = [owner_pidfd] if owner_pidfd is not None else []
         await self._connection.call(wire.LEASE, body, limits.KEEPER_CALL_S, fds)
 
-    async def renew_lease(self, name: str, until: float) -> None:
-        """Set another end, as in `lease`. Raises: InvalidState if it is over, KeeperLost."""
+    async def lease_connection(
+        self,
+        name: str,
+        connection: int | None,
+        *,
+        grace_s: float,
+        gone_until: float | None = None,
+        until: float | None = None,
+        groups: Sequence[str] = (),
+    ) -> None:
+        """As `lease`, bound to the client at the other end of a socket, of which the keeper takes a duplicate.
+
+        It is over when that client has hung up and has not come back (`reconnect_lease`) for `grace_s` seconds.
+
+        Args: connection: None for a client that is away, until `gone_until` (CLOCK_BOOTTIME; None: for `grace_s`).
+        Raises: InvalidSpec, LimitExceeded, KeeperLost.
+        """
+        body: dict[str, object] = {"lease": name, "until": until, "remove": [], "groups": list(groups)}
+        body |= {"grace_s": grace_s, "gone_until": gone_until}
+        fds = [connection] if connection is not None else []
+        await self._connection.call(wire.LEASE, body, limits.KEEPER_CALL_S, fds)
+
+    async def reconnect_lease(self, name: str, connection: int) -> None:
+        """Its client goes on with another connection. Raises: InvalidState if it is over, KeeperLost."""
+        await self._connection.call(wire.RENEW, {"lease": name}, limits.KEEPER_CALL_S, [connection])
+
+    async def lease_of(self, name: str) -> LeaseState:
+        """How one stands. Raises: KeeperLost."""
+        answer, fds = await self._connection.call(wire.LEASE_OF, {"lease": name}, limits.KEEPER_CALL_S)
+        return LeaseState(**answer, connection=fds[0] if fds else None)
+
+    async def renew_lease(self, name: str, until: float | None) -> None:
+        """Set another end, as in `lease`; None for none. Raises: InvalidState if it is over, KeeperLost."""
         await self._connection.call(wire.RENEW, {"lease": name, "until": until}, limits.KEEPER_CALL_S)
 
     async def release_lease(self, name: str) -> None:

@@ -44,9 +44,10 @@ _Answer = tuple[dict[str, Any], list[int]]
 
 
 class Connection:
-    """The engine's end of the socket, which it owns."""
+    """The engine's end of the socket, which it owns; `version` is the protocol that it speaks."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, version: int = wire.VERSION) -> None:
+        self.version = version
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._request = 0
@@ -55,8 +56,13 @@ class Connection:
         self._lost: KeeperLost | None = None
         self._gone = asyncio.Event()
         self.on_exits: Callable[[list[list[Any]]], None] = lambda _exits: None
+        self.on_lease: Callable[[dict[str, Any]], None] = lambda _lease: None
         self.on_lost: Callable[[KeeperLost], None] = lambda _error: None
         self._loop.add_reader(sock, self._readable)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost is not None
 
     def check(self) -> None:
         """Raises: KeeperLost if the connection is gone."""
@@ -105,7 +111,7 @@ class Connection:
         self.check()
         self._request = self._request % 0x7FFFFFFF + 1
         try:
-            message = wire.pack(verb, self._request, body)
+            message = wire.pack(verb, self._request, body, version=self.version)
         except wire.TooLong as error:
             raise LimitExceeded(
                 f"request about {subject or _NAMES[verb]}: {error}",
@@ -196,6 +202,8 @@ class Connection:
         body: dict[str, Any] = wire.unpack_body(message)
         if verb == wire.EXITS:
             self.on_exits(body["exits"])
+        elif verb == wire.LEASES:
+            self.on_lease(body)
         elif verb == wire.FENCED:
             self.close("fenced: a newer engine took over")
         else:
@@ -244,4 +252,6 @@ _NAMES = {
     wire.LEASE: "lease",
     wire.RELEASE: "release",
     wire.RENEW: "renew",
+    wire.LEASE_OF: "lease",
+    wire.UPGRADE: "upgrade",
 }

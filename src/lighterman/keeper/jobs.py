@@ -9,7 +9,15 @@ from select import EPOLLIN
 from time import monotonic, monotonic_ns, time_ns
 
 from . import requests
-from .calls import Call, ConsoleSocket, open_pidfd, read_pid_file, read_start_time
+from .calls import (
+    Call,
+    ConsoleSocket,
+    descends_from_us,
+    now_ticks,
+    open_pidfd,
+    read_pid_file,
+    read_start_time,
+)
 from .channel import close_all
 from .leases import Leases, remove_directories
 from .output import Output
@@ -32,6 +40,7 @@ class Jobs:
     """What the keeper keeps.
 
     Attributes:
+        table, calls, leases, slots, spawner, binaries: also what a next program goes on with (see `upgrade.py`).
         attended: whether an engine is connected. While none is, output goes into segments.
         unreaped: whether there may be exits to reap.
         forsaken: the last lease of a private root has ended, and with it everything.
@@ -45,22 +54,23 @@ class Jobs:
         unwatch: Callable[[int], None],
         answer: Callable[[Peer, int, dict[str, object], list[int]], None],
         tell: Callable[[Row], None],
+        tell_lease: Callable[[str, float | None, bool], None],
     ) -> None:
-        """`answer` sends what a call's client waits for, `tell` an exit to the engine."""
+        """`answer` sends what a call's client waits for, `tell` an exit to the engine, `tell_lease` see `Leases`."""
         self.table = Table()
         self.calls: dict[int, Call] = {}
-        self.leases = Leases(self.table, watch, unwatch)
+        self.leases = Leases(self.table, watch, unwatch, tell_lease)
         self.attended = False
         self.unreaped = False
         self.forsaken = False
-        self._slots = slots
-        self._spawner = spawner
+        self.slots = slots
+        self.spawner = spawner
         self._watch = watch
         self._unwatch = unwatch
         self._answer = answer
         self._tell = tell
         self._output = Output(watch, unwatch)
-        self._binaries: dict[str, int] = {}
+        self.binaries: dict[str, int] = {}
 
     @property
     def any(self) -> bool:
@@ -97,6 +107,16 @@ class Jobs:
             if row.pid is not None:
                 self._output.start(row)
 
+    def stand_still(self) -> None:
+        """Write no output until `go_on`: what is in the files is complete, or repaired by the next writer."""
+        self._output.stop_all()
+
+    def go_on(self) -> None:
+        """After `stand_still`, or in the next program."""
+        self.unreaped = True
+        if not self.attended:
+            self.abandon()
+
     def disown(self, peer: Peer) -> None:
         """Nobody waits any more for the answers to a client's calls."""
         for call in self.calls.values():
@@ -107,10 +127,10 @@ class Jobs:
 
     def register(self, name: str, fd: int) -> None:
         """Take a binary's descriptor over. Raises: Refused."""
-        if len(self._binaries) >= _MAX_BINARIES and name not in self._binaries:
+        if len(self.binaries) >= _MAX_BINARIES and name not in self.binaries:
             raise Refused(requests.LIMIT, f"binary {name[:40]!r}: {_MAX_BINARIES} are registered already")
-        older = self._binaries.get(name)
-        self._binaries[name] = fd
+        older = self.binaries.get(name)
+        self.binaries[name] = fd
         if older is not None:
             os.close(older)
 
@@ -119,7 +139,7 @@ class Jobs:
         self._output.stop(row)
         self.table.remove(row)
         try:
-            self._slots.free(row.slot, filled=row.exited)
+            self.slots.free(row.slot, filled=row.exited)
         except OSError as error:
             print(f"slot of job {row.job} is lost: {error}", file=sys.stderr, flush=True)
         held, row.held = row.held, {}
@@ -147,7 +167,7 @@ class Jobs:
             raise Refused(requests.STATE, f"job {asked.job}: lease {asked.lease[:40]!r} is unknown or over")
         if len(self.calls) >= _MAX_CALLS:
             raise Refused(requests.LIMIT, f"job {asked.job}: {_MAX_CALLS} runtime calls are in flight")
-        if max(fds) >= self._spawner.descriptor_limit - _SPARE_DESCRIPTORS:
+        if max(fds) >= self.spawner.descriptor_limit - _SPARE_DESCRIPTORS:
             raise Refused(requests.LIMIT, f"job {asked.job}: keeper is out of descriptors, raise ulimit -n")
         row = self._reserve(asked, fds) if asked.pid_file is not None else None
         console = None
@@ -155,9 +175,9 @@ class Jobs:
             if asked.pid_file is not None:
                 _remove_stale(asked.pid_file)
             if asked.console is not None:
-                console = ConsoleSocket(asked.console)
-            spawned_ns = monotonic_ns()
-            pid = self._spawner.spawn(self._plan(asked))
+                console = ConsoleSocket.listening(asked.console)
+            spawned_ns, since_ticks = monotonic_ns(), now_ticks()
+            pid = self.spawner.spawn(self._plan(asked))
         except BaseException as error:
             if console is not None:
                 console.close()
@@ -167,17 +187,24 @@ class Jobs:
                 raise Refused(requests.INVALID, f"job {asked.job}: {error}") from error
             raise
         deadline_ns = spawned_ns + int(asked.timeout_s * 1e9)
-        call = Call(pid, spawned_ns, deadline_ns, peer, request, row, asked.pid_file, console)
+        call = Call(pid, spawned_ns, since_ticks, deadline_ns, peer, request, row, asked.pid_file, console)
         self.calls[pid] = call
         if console is not None:
-            self._watch_console(call, console)
+            self.watch_console(call, console)
+
+    def run_aside(self, plan: SpawnPlan, timeout_s: float, then: Callable[[int], None]) -> None:
+        """Run a command of the keeper's own; `then` gets its wait status. Raises: OSError."""
+        spawned_ns, since_ticks = monotonic_ns(), now_ticks()
+        pid = self.spawner.spawn(plan)
+        deadline_ns = spawned_ns + int(timeout_s * 1e9)
+        self.calls[pid] = Call(pid, spawned_ns, since_ticks, deadline_ns, None, 0, None, None, None, then)
 
     def _plan(self, asked: SpawnRequest) -> SpawnPlan:
         executable = asked.executable
         if not executable.startswith("/"):
-            if executable not in self._binaries:
+            if executable not in self.binaries:
                 raise Refused(requests.NOT_FOUND, f"executable {executable[:80]!r}: no path and not registered")
-            executable = f"/proc/self/fd/{self._binaries[executable]}"
+            executable = f"/proc/self/fd/{self.binaries[executable]}"
         return SpawnPlan(
             executable, asked.argv, asked.env, asked.cwd, asked.descriptors, asked.mount_fd, asked.mount_target
         )
@@ -185,7 +212,7 @@ class Jobs:
     def _reserve(self, asked: SpawnRequest, fds: list[int]) -> Row:
         """A row with its slot and its own descriptors. Raises: Refused, OSError."""
         try:
-            slot = self._slots.reserve()
+            slot = self.slots.reserve()
         except OSError as error:
             raise Refused(requests.LIMIT, f"job {asked.job}: no room for its exit on disk: {error.strerror}") from error
         held: dict[str, int] = {}
@@ -194,13 +221,13 @@ class Jobs:
                 held[name] = os.dup(fd)
         except OSError:
             close_all(held.values())
-            self._slots.free(slot, filled=False)
+            self.slots.free(slot, filled=False)
             raise
         row = self.table.add(asked.job, slot, held, asked.segments, asked.recipe, asked.meta)
         row.lease = asked.lease
         return row
 
-    def _watch_console(self, call: Call, console: ConsoleSocket) -> None:
+    def watch_console(self, call: Call, console: ConsoleSocket) -> None:
         self._watch(console.fileno(), EPOLLIN, lambda _events: self._take_console(call))
 
     def _take_console(self, call: Call) -> None:
@@ -210,7 +237,7 @@ class Jobs:
         self._unwatch(console.fileno())
         master = console.take()
         if master is None:
-            self._watch_console(call, console)
+            self.watch_console(call, console)
             return
         call.console = None
         console.close()
@@ -229,6 +256,9 @@ class Jobs:
         """The runtime call has ended; what it left behind was not reaped, or is among the unclaimed."""
         returned_ns = monotonic_ns()
         del self.calls[call.pid]
+        if call.then is not None:
+            call.then(status)
+            return
         # What it sent just before its end lies in the backlog.
         self._take_console(call)
         self._close_console(call)
@@ -241,6 +271,7 @@ class Jobs:
             "timed_out": call.timed_out and status != 0,
             "spawned_ns": call.spawned_ns,
             "returned_ns": returned_ns,
+            "claimed": None,
             "fds": [],
         }
         fds: list[int] = []
@@ -248,15 +279,14 @@ class Jobs:
         row = call.row
         ended = None
         if row is not None:
-            pid = read_pid_file(call.pid_file) if call.pid_file and status == 0 else None
+            claimed = pid = read_pid_file(call.pid_file) if call.pid_file and status == 0 else None
             ended = self.table.unclaimed.claim(pid, call.spawned_ns) if pid is not None else None
             if pid is not None and ended is not None:
                 row.pid = pid
             elif pid is not None:
-                pidfd = open_pidfd(pid)
+                pidfd = self._open_started(call, pid)
                 if pidfd is None:
-                    # Nobody but us can have reaped a child of ours: this number is not of one.
-                    pid = None
+                    answer["claimed"], pid = claimed, None
                 else:
                     fds.append(pidfd)
                     names.append("pidfd")
@@ -282,6 +312,21 @@ class Jobs:
             self._record(row, *ended)
         if not self.attended and row.pid is not None:
             self._output.start(row)
+
+    def _open_started(self, call: Call, pid: int) -> int | None:
+        """A descriptor of the process that a runtime says it has left; None if it can't be that."""
+        if self.table.running(pid) is not None:
+            return None  # another job's
+        pidfd = open_pidfd(pid)
+        if pidfd is None:
+            # Nobody but us can have reaped a child of ours: this number is not of one.
+            return None
+        # With that open the number can't become another's, so what is read of it now is of this process.
+        started = read_start_time(pid)
+        if started is None or started < call.since_ticks or not descends_from_us(pid):
+            os.close(pidfd)
+            return None
+        return pidfd
 
     # ---- exits ----
 
@@ -320,7 +365,7 @@ class Jobs:
         wall_ns = time_ns() - (monotonic_ns() - mono_ns)
         record = ExitSlot(row.job, row.pid or 0, row.start_time or 0, status, mono_ns, wall_ns, row.lease_ended)
         try:
-            self._slots.fill(row.slot, record)
+            self.slots.fill(row.slot, record)
         except OSError as error:
             # A disk that fails must not hide an exit from the living.
             print(f"exit of job {row.job} is not on disk: {error}", file=sys.stderr, flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import os
 import signal
 import socket
@@ -13,7 +15,9 @@ from lighterman.ends import to_its_end
 from lighterman.errors import KeeperLost, NotSupported
 from lighterman.keeper import boot
 
-__all__ = ["open_connection"]
+__all__ = ["build", "open_connection", "program"]
+
+_DIRECTORY = Path(__file__).parent
 
 # The keeper of another starter holds the lock and is about to listen.
 _LOCKED_RETRY_S = 0.01
@@ -84,13 +88,25 @@ async def _start(run_dir: str, state_dir: str, idle_s: float, deadline: float) -
     return said
 
 
-def _spawn(run_dir: str, state_dir: str, idle_s: float, ready_w: int) -> int:
+def program() -> list[str]:
+    """The command line of this package's keeper, without its arguments. Raises: NotSupported."""
     if not sys.executable:
         raise NotSupported("this program does not know its Python interpreter (sys.executable is empty)")
-    program = str(Path(__file__).with_name("__main__.py"))
     # A file and not the directory: running a directory imports runpy, which costs more than the keeper's own start.
-    options = ["-I", "-S", "-E", "-X", "utf8"]
-    arguments = [sys.executable, *options, program, os.path.abspath(run_dir), os.path.abspath(state_dir), str(idle_s)]
+    return [sys.executable, "-I", "-S", "-E", "-X", "utf8", str(_DIRECTORY / "__main__.py")]
+
+
+@functools.cache
+def build() -> str:
+    """A name of the keeper program that this package has: another one for every other text of it. Blocking."""
+    digest = hashlib.sha256()
+    for path in sorted(_DIRECTORY.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _spawn(run_dir: str, state_dir: str, idle_s: float, ready_w: int) -> int:
+    arguments = [*program(), os.path.abspath(run_dir), os.path.abspath(state_dir), str(idle_s), build()]
     # In this order it is right even where the host program has closed its 0, 1 or 2 and the pipe took their place.
     actions = [
         (os.POSIX_SPAWN_DUP2, ready_w, boot.READY_FD),

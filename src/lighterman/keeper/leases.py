@@ -1,15 +1,16 @@
 """Leases: jobs that end with their owner, or with their time; engine or no engine.
 
-An owner is a process, held by pidfd; a time is one of CLOCK_BOOTTIME, which goes on while the host sleeps. When the
-first of the two is over, the lease's jobs and all that is in their control groups are killed, the groups are removed,
-and then the directories that the lease names.
+An owner is a process, held by pidfd, or the client at the other end of a connection, which may come back with another
+one for a while after it has hung up. A time is one of CLOCK_BOOTTIME, which goes on while the host sleeps. When the
+first of them is over, the lease's jobs and all that is in their control groups are killed, the groups are removed, and
+then the directories that the lease names.
 """
 
 from __future__ import annotations
 
 import os
-from _collections_abc import Callable
-from select import EPOLLIN
+from _collections_abc import Callable, Iterator
+from select import EPOLLIN, EPOLLRDHUP
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 
 from . import cgroup, wire
@@ -27,73 +28,119 @@ class Lease:
     """One lease.
 
     Attributes:
-        pidfd: of the owner, if it has one. until: seconds on CLOCK_BOOTTIME, if it ends by itself.
+        pidfd: of the owner, if that is a process. until: seconds on CLOCK_BOOTTIME, if it ends by itself.
         remove: directories that must not outlive it; then it holds every job of this keeper.
         groups: control groups that it ends beside those of its jobs: of containers whose keeper was lost.
+        grace_s: None, or of one that is held against a connection: how long its client may stay away.
+        connection: our duplicate of the socket, None while the client is away, and that is until `gone_until`.
         rows: its jobs, once it has ended.
     """
 
-    __slots__ = ("groups", "name", "pidfd", "remove", "rows", "until")
+    __slots__ = ("connection", "gone_until", "grace_s", "groups", "name", "pidfd", "remove", "rows", "until")
 
-    def __init__(self, name: str, pidfd: int | None, until: float | None, remove: list[str], groups: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        pidfd: int | None,
+        until: float | None,
+        remove: list[str],
+        groups: list[str],
+        grace_s: float | None = None,
+        connection: int | None = None,
+        gone_until: float | None = None,
+    ) -> None:
         self.name = name
         self.pidfd = pidfd
         self.until = until
         self.remove = remove
         self.groups = groups
+        self.grace_s = grace_s
+        self.connection = connection
+        self.gone_until = gone_until
         self.rows: list[Row] = []
+
+    @property
+    def ends_at(self) -> float | None:
+        """The first of its times, on CLOCK_BOOTTIME."""
+        return min((at for at in (self.until, self.gone_until) if at is not None), default=None)
 
 
 class Leases:
-    """All of them: by name while they hold, and those that have ended until nothing of theirs is left."""
+    """All of them: by name while they hold, and those that have ended until nothing of theirs is left.
 
-    def __init__(self, table: Table, watch: Watch, unwatch: Callable[[int], None]) -> None:
+    Attributes: over: names of those of connections that have ended, until they are released: an engine that was not
+        there must be able to tell them from those that a lost keeper had.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        watch: Watch,
+        unwatch: Callable[[int], None],
+        tell: Callable[[str, float | None, bool], None],
+    ) -> None:
+        """`tell(name, gone_until, over)` is called for connections: hung up, or over."""
         self._table = table
         self._watch = watch
         self._unwatch = unwatch
+        self._tell = tell
         self._leases: dict[str, Lease] = {}
         self._ending: list[Lease] = []
+        self.over: set[str] = set()
         self._due: float | None = None  # when those are looked at again, on the monotonic clock
-        self._until: float | None = None  # the earliest of the living ones, on CLOCK_BOOTTIME
+        self._until: float | None = None  # the earliest end of the living ones, on CLOCK_BOOTTIME
 
     def __len__(self) -> int:
         return len(self._leases) + len(self._ending)
 
     @property
     def full(self) -> bool:
-        return len(self._leases) >= _MAX_LEASES
+        return len(self._leases) + len(self.over) >= _MAX_LEASES
 
     def holds(self, name: str) -> bool:
         """Whether new jobs may be bound to it."""
         return name in self._leases
 
+    def get(self, name: str) -> Lease | None:
+        """One that holds."""
+        return self._leases.get(name)
+
     def has_ended(self, row: Row) -> bool:
         """Whether the lease of a job is over."""
         return any(row is one for lease in self._ending for one in lease.rows)
 
-    def grant(self, name: str, pidfd: int | None, until: float | None, remove: list[str], groups: list[str]) -> None:
-        """Hold a lease against a process, a time, or both; it replaces an earlier one of the name.
+    def grant(self, lease: Lease) -> None:
+        """Hold a lease; it replaces an earlier one of the name. Its descriptors are ours if this does not raise.
 
-        Raises: OSError (no pidfd).
+        Raises: OSError (a descriptor that can't be watched).
         """
-        lease = Lease(name, pidfd, until, remove, groups)
-        if pidfd is not None:
-            self._watch(pidfd, EPOLLIN, lambda _events: self._end(lease))
-        self.release(name)
-        self._leases[name] = lease
+        if lease.pidfd is not None:
+            self._watch(lease.pidfd, EPOLLIN, lambda _events: self._end(lease))
+        if lease.connection is not None:
+            self._watch_connection(lease, lease.connection)
+        elif lease.grace_s is not None and lease.gone_until is None:
+            lease.gone_until = clock_gettime(CLOCK_BOOTTIME) + lease.grace_s
+        self.release(lease.name)
+        self._leases[lease.name] = lease
         self._note_until()
 
-    def renew(self, name: str, until: float) -> bool:
-        """Set another end; False if there is no such lease any more."""
-        lease = self._leases.get(name)
-        if lease is None:
-            return False
+    def set_until(self, lease: Lease, until: float | None) -> None:
+        """Set another end by time."""
         lease.until = until
         self._note_until()
-        return True
+
+    def reconnect(self, lease: Lease, connection: int) -> None:
+        """The client goes on with another connection, which is ours if this does not raise. Raises: OSError."""
+        self._watch_connection(lease, connection)
+        self._let_go_of_connection(lease)
+        lease.connection, lease.gone_until = connection, None
+        self._note_until()
+        # As a message too: of two that come and go, the last one told is how it stands.
+        self._tell(lease.name, None, False)
 
     def release(self, name: str) -> None:
         """Give a lease up without consequence; one that has ended already goes on ending."""
+        self.over.discard(name)
         lease = self._leases.pop(name, None)
         if lease is not None:
             self._let_go(lease)
@@ -113,12 +160,29 @@ class Leases:
         Where an engine is there, it is the one that tidies: it may soon start the container again, with the same group.
         """
         now = clock_gettime(CLOCK_BOOTTIME)
-        for lease in [one for one in self._leases.values() if one.until is not None and one.until <= now]:
+        for lease in [one for one in self._leases.values() if one.ends_at is not None and one.ends_at <= now]:
             self._end(lease)
         over = [lease for lease in self._ending if self._is_over(lease, attended)]
         self._ending = [lease for lease in self._ending if lease not in over]
         self._due = monotonic() + _AGAIN_S if self._ending else None
         return over
+
+    # ---- over an exec of the keeper ----
+
+    def held(self) -> Iterator[Lease]:
+        """Those that hold."""
+        return iter(self._leases.values())
+
+    def ending(self) -> Iterator[Lease]:
+        """Those that have ended, and of which something is left."""
+        return iter(self._ending)
+
+    def go_on_ending(self, lease: Lease) -> None:
+        """Take up one that the program before this one has seen the end of."""
+        self._ending.append(lease)
+        self._due = 0.0
+
+    # ---- inside ----
 
     def _is_over(self, lease: Lease, attended: bool) -> bool:
         lease.rows = [row for row in lease.rows if self._table.get(row.job) is row]
@@ -137,14 +201,37 @@ class Leases:
         lease.rows = [row for row in self._table.rows() if lease.remove or row.lease == lease.name]
         self._ending.append(lease)
         self._due = monotonic()
+        if lease.grace_s is not None:
+            self.over.add(lease.name)
+            self._tell(lease.name, None, True)
+
+    def _watch_connection(self, lease: Lease, connection: int) -> None:
+        # EPOLLHUP and EPOLLERR always come too. Not EPOLLIN: what the client says is not for us.
+        self._watch(connection, EPOLLRDHUP, lambda _events: self._hung_up(lease))
+
+    def _hung_up(self, lease: Lease) -> None:
+        # At once: it would be told at every turn.
+        self._let_go_of_connection(lease)
+        assert lease.grace_s is not None
+        lease.gone_until = clock_gettime(CLOCK_BOOTTIME) + lease.grace_s
+        self._note_until()
+        self._tell(lease.name, lease.gone_until, False)
 
     def _let_go(self, lease: Lease) -> None:
         if lease.pidfd is not None:
             self._unwatch(lease.pidfd)
             os.close(lease.pidfd)
+            lease.pidfd = None
+        self._let_go_of_connection(lease)
+
+    def _let_go_of_connection(self, lease: Lease) -> None:
+        if lease.connection is not None:
+            self._unwatch(lease.connection)
+            os.close(lease.connection)
+            lease.connection = None
 
     def _note_until(self) -> None:
-        self._until = min((one.until for one in self._leases.values() if one.until is not None), default=None)
+        self._until = min((at for one in self._leases.values() if (at := one.ends_at) is not None), default=None)
 
 
 def _ended(row: Row, attended: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _collections_abc import Sequence
+from _collections_abc import Iterable, Sequence
 from _socket import socket
 
 from . import wire
@@ -21,15 +21,19 @@ class PeerLost(Exception):
 
 
 class Peer:
-    """A connection. `role` is empty until HELLO."""
+    """A connection. `role` is empty until HELLO; `version` is the protocol that the client speaks.
+
+    Attributes: queue: messages with their descriptors that did not fit yet. untold: exits that it was not told.
+    """
 
     def __init__(self, sock: socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.role = ""
+        self.version = wire.VERSION
         self.untold: list[Row] = []
         self.watching_writes = False
-        self._queue: list[tuple[bytes, Sequence[int]]] = []
+        self.queue: list[tuple[bytes, Sequence[int]]] = []
         self._queued_bytes = 0
 
     @property
@@ -38,14 +42,14 @@ class Peer:
 
     def send(self, verb: int, request: int, body: dict[str, object], fds: Sequence[int] = ()) -> None:
         """Send or queue; `fds` are ours to close from now on. Raises: PeerLost."""
-        self.send_packed(wire.pack(verb, request, body), fds)
+        self.send_packed(wire.pack(verb, request, body, version=self.version), fds)
 
     def send_packed(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Like `send`, with the message made."""
-        self._queue.append((message, fds))
+        self.queue.append((message, fds))
         self._queued_bytes += len(message)
         self.flush()
-        if len(self._queue) > MAX_QUEUED_MESSAGES or self._queued_bytes > MAX_QUEUED_BYTES:
+        if len(self.queue) > MAX_QUEUED_MESSAGES or self._queued_bytes > MAX_QUEUED_BYTES:
             raise PeerLost("it does not read its answers")
 
     def flush(self) -> bool:
@@ -54,15 +58,15 @@ class Peer:
         Raises: PeerLost.
         """
         try:
-            while self._queue:
-                message, fds = self._queue[0]
+            while self.queue:
+                message, fds = self.queue[0]
                 transmit(self.sock, message, fds)
-                del self._queue[0]
+                del self.queue[0]
                 self._queued_bytes -= len(message)
                 close_all(fds)
             while self.untold:
                 batch = self.untold[:_EXITS_A_MESSAGE]
-                transmit(self.sock, wire.pack(wire.EXITS, 0, {"exits": [exit_values(row) for row in batch]}), ())
+                transmit(self.sock, self._exits(batch), ())
                 del self.untold[: len(batch)]
         except BlockingIOError:
             return False
@@ -70,10 +74,19 @@ class Peer:
             raise PeerLost(str(error)) from error
         return True
 
+    def resume(self, queue: Iterable[tuple[bytes, Sequence[int]]], untold: Iterable[Row]) -> None:
+        """Go on where the program before this one was."""
+        self.queue += queue
+        self._queued_bytes = sum(len(message) for message, _ in self.queue)
+        self.untold += untold
+
+    def _exits(self, rows: list[Row]) -> bytes:
+        return wire.pack(wire.EXITS, 0, {"exits": [exit_values(row) for row in rows]}, version=self.version)
+
     def close(self) -> None:
-        for _, fds in self._queue:
+        for _, fds in self.queue:
             close_all(fds)
-        self._queue.clear()
+        self.queue.clear()
         self.untold.clear()
         self.sock.close()
 

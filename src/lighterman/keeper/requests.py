@@ -112,7 +112,11 @@ def text(body: dict[str, object], key: str) -> str:
 
 
 def names(body: dict[str, object]) -> list[str]:
-    return _texts(_list(body, "names"), "names")
+    return texts(body, "names")
+
+
+def texts(body: dict[str, object], key: str) -> list[str]:
+    return _texts(_list(body, key), key)
 
 
 def number(body: dict[str, object], key: str) -> int:

@@ -12,13 +12,17 @@ from struct import Struct
 from time import monotonic
 
 from . import requests, wire
+from .calls import Call, ConsoleSocket
 from .channel import close_all, receive
+from .handover import CallState, PeerState, State
 from .jobs import Jobs
 from .peer import ENGINE, OBSERVER, Peer, PeerLost
+from .place import Place
 from .requests import Refused
 from .slots import SlotFile
 from .spawning import Spawner
 from .table import Row
+from .upgrade import SIGNALS, Upgrade
 from .verbs import Verbs
 from .wire import WireError
 
@@ -30,16 +34,19 @@ _MAX_PEERS = 32
 class Keeper:
     """Everything the keeper holds while it runs."""
 
-    def __init__(self, listener: socket, slots: SlotFile, spawner: Spawner, idle_s: float, own_cgroup: bool) -> None:
+    def __init__(self, place: Place, listener: socket, slots: SlotFile, spawner: Spawner, own_cgroup: bool) -> None:
+        self._place = place
         self._listener = listener
-        self._idle_s = idle_s
         self._own_cgroup = own_cgroup
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._peers: dict[int, Peer] = {}
         self._engine: Peer | None = None
-        self.jobs = Jobs(slots, spawner, self._watch, self._unwatch, self._answer_call, self._tell_exit)
-        self._verbs = Verbs(self.jobs, own_cgroup, self._leave)
+        self.jobs = Jobs(
+            slots, spawner, self._watch, self._unwatch, self._answer_call, self._tell_exit, self._tell_lease
+        )
+        self._upgrade = Upgrade(self.jobs, place.arguments, self._state, self._refuse)
+        self._verbs = Verbs(self.jobs, own_cgroup, self._leave, self._upgrade.ask)
         self._idle_since = monotonic()
         self._leaving = False
 
@@ -48,9 +55,11 @@ class Keeper:
     def run(self) -> None:
         """Serve until told to leave, or until there was nothing to do for `idle_s`."""
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        for number in SIGNALS:
             _signal.signal(number, lambda _number, _frame: None)
         _signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        # What came while we became another program comes now.
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, SIGNALS)
         self._watch(wake_r, select.EPOLLIN, lambda _events: self._signalled(wake_r))
         self._watch(self._listener.fileno(), select.EPOLLIN, lambda _events: self._accept())
         while not self._leaving:
@@ -63,6 +72,8 @@ class Keeper:
                 self._guard(self.jobs.reap)
                 self._push_exits()
             self._guard(self.jobs.expire)
+            if self._upgrade.is_due:
+                self._guard(self._upgrade.become)
             self._leave_if_idle()
 
     def _guard(self, handler: Callable[..., None], *arguments: int) -> None:
@@ -77,7 +88,7 @@ class Keeper:
             return 0
         due = self.jobs.next_due()
         if not self._busy():
-            idle = self._idle_since + self._idle_s
+            idle = self._idle_since + self._place.idle_s
             due = idle if due is None else min(due, idle)
         return -1 if due is None else max(0.0, due - monotonic())
 
@@ -88,7 +99,7 @@ class Keeper:
         now = monotonic()
         if self._busy():
             self._idle_since = now
-        if self.jobs.forsaken or now >= self._idle_since + self._idle_s:
+        if self.jobs.forsaken or now >= self._idle_since + self._place.idle_s:
             self._leaving = True
 
     def _leave(self) -> None:
@@ -123,9 +134,11 @@ class Keeper:
         if uid != os.geteuid() or len(self._peers) >= _MAX_PEERS:
             sock.close()
             return
-        peer = Peer(sock)
-        self._peers[fd] = peer
-        self._watch(fd, select.EPOLLIN, lambda events: self._serve(peer, events))
+        self._add(Peer(sock))
+
+    def _add(self, peer: Peer) -> None:
+        self._peers[peer.fd] = peer
+        self._watch(peer.fd, select.EPOLLIN, lambda events: self._serve(peer, events))
 
     def _drop(self, peer: Peer) -> None:
         if self._peers.pop(peer.fd, None) is None:
@@ -133,6 +146,7 @@ class Keeper:
         self._unwatch(peer.fd)
         peer.close()
         self.jobs.disown(peer)
+        self._upgrade.disown(peer)
         if peer is self._engine:
             self._engine = None
             self.jobs.abandon()
@@ -188,6 +202,13 @@ class Keeper:
         if self._engine is not None:
             self._engine.untold.append(row)
 
+    def _tell_lease(self, name: str, gone_until: float | None, over: bool) -> None:
+        if self._engine is not None:
+            self._tell(self._engine, wire.LEASES, 0, {"lease": name, "gone_until": gone_until, "over": over}, [])
+
+    def _refuse(self, peer: Peer, request: int, text: str) -> None:
+        self._tell(peer, wire.ERROR, request, {"code": requests.FAILED, "text": f"keeper: {text}"}, [])
+
     def _push_exits(self) -> None:
         if self._engine is not None:
             try:
@@ -197,10 +218,11 @@ class Keeper:
 
     def _answer(self, peer: Peer, message: bytes, fds: list[int]) -> None:
         version, verb, request = wire.unpack_header(message)
-        if version != wire.VERSION:
-            text = f"keeper speaks protocol {wire.VERSION}, the client {version}"
+        if version not in wire.PROTOCOLS:
+            text = f"keeper speaks protocol {', '.join(map(str, wire.PROTOCOLS))}, the client {version}"
             peer.send(wire.ERROR, request, {"code": requests.VERSION, "text": text})
             raise PeerLost(text)
+        peer.version = version
         try:
             body = wire.unpack_body(message)
             if verb == wire.HELLO:
@@ -225,9 +247,125 @@ class Keeper:
             if older is not None:
                 self._fence(older)
             self.jobs.attend()
-        answer: dict[str, object] = {"version": wire.VERSION, "pid": os.getpid(), "own_cgroup": self._own_cgroup}
-        peer.send(wire.OK, request, answer)
+        peer.send(wire.OK, request, self._about())
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "version": wire.VERSION,
+            "build": self._place.build,
+            "pid": os.getpid(),
+            "own_cgroup": self._own_cgroup,
+        }
 
     def _fence(self, older: Peer) -> None:
         self._tell(older, wire.FENCED, 0, {}, [])
         self._drop(older)
+
+    # ---- over an exec ----
+
+    def _state(self) -> State:
+        """All that the next program needs."""
+        state, jobs, upgrade = State(), self.jobs, self._upgrade
+        spawner = jobs.spawner
+        state.settings = {
+            "own_cgroup": self._own_cgroup,
+            "attended": jobs.attended,
+            "idle_since": self._idle_since,
+            "slots_path": jobs.slots.path,
+            "slots": jobs.slots.slots,
+            "spawner": spawner.settings,
+            "asker": upgrade.asker.fd if upgrade.asker is not None else None,
+            "request": upgrade.request,
+        }
+        own_mounts, oom = spawner.descriptors
+        state.descriptors = {
+            "run": self._place.run_fd,
+            "lock": self._place.lock,
+            "listener": self._listener.fileno(),
+            "slots": jobs.slots.fd,
+            "own_mounts": own_mounts,
+            "oom": oom,
+        }
+        state.serial = jobs.table.serial
+        state.binaries = jobs.binaries
+        state.rows = {row.job: row for row in jobs.table.rows()}
+        state.unclaimed = jobs.table.unclaimed.all()
+        state.leases, state.ending = list(jobs.leases.held()), list(jobs.leases.ending())
+        state.over = list(jobs.leases.over)
+        state.calls = [_call_state(call) for call in jobs.calls.values() if call.then is None]
+        for peer in self._peers.values():
+            left = PeerState(peer.fd, peer.role, peer.version, peer is self._engine)
+            left.queue = [(message, list(fds)) for message, fds in peer.queue]
+            left.untold = [row.job for row in peer.untold if state.rows.get(row.job) is row]
+            state.peers.append(left)
+        return state
+
+    def resume(self, state: State) -> None:
+        """Go on as the program before this one would have; called once, before `run`."""
+        settings, jobs = state.settings, self.jobs
+        self._idle_since = settings["idle_since"]
+        jobs.attended = settings["attended"]
+        jobs.binaries |= state.binaries
+        jobs.table.resume(state.rows.values(), state.serial)
+        jobs.table.unclaimed.resume(state.unclaimed)
+        for left in state.peers:
+            sock = socket(self._listener.family, self._listener.type, 0, left.fd)
+            sock.setblocking(False)
+            peer = Peer(sock)
+            peer.role, peer.version = left.role, left.version
+            peer.resume(left.queue, (state.rows[job] for job in left.untold))
+            self._add(peer)
+            if left.is_the_engine:
+                self._engine = peer
+        for call in state.calls:
+            self._resume_call(call, state)
+        for lease in state.leases:
+            jobs.leases.grant(lease)
+        for lease in state.ending:
+            jobs.leases.go_on_ending(lease)
+        jobs.leases.over.update(state.over)
+        jobs.go_on()
+        for peer in list(self._peers.values()):
+            try:
+                self._settle_writes(peer)
+            except PeerLost:
+                self._drop(peer)
+        asker = self._peers.get(settings["asker"]) if settings["asker"] is not None else None
+        if asker is not None:
+            self._tell(asker, wire.OK, settings["request"], self._about(), [])
+
+    def _resume_call(self, left: CallState, state: State) -> None:
+        console = ConsoleSocket.resumed(left.console, left.console_fds) if left.console is not None else None
+        call = Call(
+            left.pid,
+            left.spawned_ns,
+            left.since_ticks,
+            left.deadline_ns,
+            self._peers.get(left.peer) if left.peer is not None else None,
+            left.request,
+            state.rows[left.job] if left.job is not None else None,
+            left.pid_file,
+            console,
+        )
+        call.timed_out = left.timed_out
+        self.jobs.calls[call.pid] = call
+        if console is not None:
+            self.jobs.watch_console(call, console)
+
+
+def _call_state(call: Call) -> CallState:
+    return CallState(
+        {
+            "pid": call.pid,
+            "spawned_ns": call.spawned_ns,
+            "since_ticks": call.since_ticks,
+            "deadline_ns": call.deadline_ns,
+            "peer": call.peer.fd if call.peer is not None else None,
+            "request": call.request,
+            "job": call.row.job if call.row is not None else None,
+            "pid_file": call.pid_file,
+            "timed_out": call.timed_out,
+            "console": call.console.path if call.console is not None else None,
+        },
+        call.console.descriptors if call.console is not None else [],
+    )

@@ -13,6 +13,7 @@ keeper, not of the host, where every process died.
 from __future__ import annotations
 
 import os
+from _collections_abc import Collection
 from binascii import crc32
 from struct import Struct
 
@@ -52,35 +53,40 @@ class ExitSlot:
 class SlotFile:
     """The slots of one keeper."""
 
-    def __init__(self, path: str) -> None:
-        """Make the file. Raises: OSError."""
+    def __init__(self, path: str, fd: int, slots: int = 0, used: Collection[int] = ()) -> None:
+        """Of an open file with so many slots, of which some are in use."""
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._free: list[int] = []
-        self._slots = 0
+        self.fd = fd
+        self.slots = slots
+        self._free = [slot for slot in range(slots - 1, -1, -1) if slot not in used]
+
+    @classmethod
+    def make(cls, path: str) -> SlotFile:
+        """A new one. Raises: OSError."""
+        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
     def reserve(self) -> int:
         """A slot whose room on the disk is certain. Raises: OSError (ENOSPC, EDQUOT) if there is none."""
         if not self._free:
-            os.posix_fallocate(self._fd, self._slots * SLOT_BYTES, GROW_SLOTS * SLOT_BYTES)
+            os.posix_fallocate(self.fd, self.slots * SLOT_BYTES, GROW_SLOTS * SLOT_BYTES)
             # Popped from the end: the lowest first keeps the used part of the file short.
-            self._free = list(range(self._slots + GROW_SLOTS - 1, self._slots - 1, -1))
-            self._slots += GROW_SLOTS
+            self._free = list(range(self.slots + GROW_SLOTS - 1, self.slots - 1, -1))
+            self.slots += GROW_SLOTS
         return self._free.pop()
 
     def fill(self, slot: int, record: ExitSlot) -> None:
         """Write one exit into its reserved slot. Raises: OSError."""
-        os.pwrite(self._fd, encode_slot(record), slot * SLOT_BYTES)
+        os.pwrite(self.fd, encode_slot(record), slot * SLOT_BYTES)
 
     def free(self, slot: int, *, filled: bool) -> None:
         """Give a slot back."""
         if filled:
-            os.pwrite(self._fd, _FREE, slot * SLOT_BYTES)
+            os.pwrite(self.fd, _FREE, slot * SLOT_BYTES)
         self._free.append(slot)
 
     def close(self, *, remove: bool) -> None:
         """Close the file; `remove` it when nothing in it is needed any more."""
-        os.close(self._fd)
+        os.close(self.fd)
         if remove:
             try:
                 os.unlink(self.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from _collections_abc import Mapping
+from _collections_abc import Mapping, Sequence
 
 from . import linux
 
@@ -61,6 +61,27 @@ class Spawner:
         except PermissionError:
             sys.stderr.write("no CAP_SYS_NICE: containers inherit the nice value of the engine that came first\n")
         self._lost_mounts = False
+
+    @classmethod
+    def resumed(cls, own_mounts: int, oom_fd: int, settings: Sequence[int]) -> Spawner:
+        """With what the program before this one had found out: now the limits and the priority are our own."""
+        spawner = cls.__new__(cls)
+        spawner._own_mounts, spawner._oom_fd = own_mounts, oom_fd
+        soft, hard, protected, lost_mounts = settings
+        spawner._owner_nofile, spawner._own_nofile = (soft, hard), (hard, hard)
+        spawner.descriptor_limit = hard
+        spawner._protected, spawner._lost_mounts = bool(protected), bool(lost_mounts)
+        return spawner
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """For `resumed`."""
+        return self._own_mounts, self._oom_fd
+
+    @property
+    def settings(self) -> list[int]:
+        """For `resumed`."""
+        return [*self._owner_nofile, int(self._protected), int(self._lost_mounts)]
 
     def spawn(self, plan: SpawnPlan) -> int:
         """Execute; the pid. Raises: OSError (the executable's too), ValueError (a NUL in a text)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _collections_abc import Iterator
+from _collections_abc import Iterable, Iterator
 
 
 class Row:
@@ -81,6 +81,14 @@ class Unclaimed:
             self._exits = {other: exit for other, exit in self._exits.items() if exit[1] >= oldest_call_ns}
             self._prune_at = max(64, 2 * len(self._exits))
 
+    def resume(self, exits: Iterable[tuple[int, int, int]]) -> None:
+        """Go on with `all` of the program before this one."""
+        self._exits.update((pid, (status, mono_ns)) for pid, status, mono_ns in exits)
+
+    def all(self) -> list[tuple[int, int, int]]:
+        """`(pid, status, mono_ns)` of each."""
+        return [(pid, status, mono_ns) for pid, (status, mono_ns) in self._exits.items()]
+
     def claim(self, pid: int, spawned_ns: int) -> tuple[int, int] | None:
         """`(status, mono_ns)` of the exit of `pid` after `spawned_ns`, which is then claimed; else None."""
         exit = self._exits.get(pid)
@@ -124,6 +132,19 @@ class Table:
         self._serial += 1
         row = self._rows[job] = Row(self._serial, job, slot, held, segments, recipe, meta)
         return row
+
+    def resume(self, rows: Iterable[Row], serial: int) -> None:
+        """Go on with the rows that the program before this one had; `serial` is the last that it gave."""
+        for row in rows:
+            self._rows[row.job] = row
+            if row.pid is not None and not row.exited:
+                self._by_pid[row.pid] = row
+        self._serial = serial
+
+    @property
+    def serial(self) -> int:
+        """Of the row that was added last."""
+        return self._serial
 
     def remove(self, row: Row) -> None:
         del self._rows[row.job]

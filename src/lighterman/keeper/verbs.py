@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from _collections_abc import Callable
+from _stat import S_ISSOCK
 
 from . import cgroup, requests, stats, wire
 from .channel import close_all
 from .jobs import Jobs
+from .leases import Lease
 from .peer import Peer, exit_values
 from .requests import Refused, SpawnRequest
 from .table import Row
@@ -19,12 +21,19 @@ _HARMLESS = (wire.LIST, wire.PING, wire.STATS, wire.EXIT_OF)
 
 
 class Verbs:
-    """Answers requests about `jobs`; `leave` ends the keeper."""
+    """Answers requests about `jobs`; `leave` ends the keeper, `upgrade` makes another program of it."""
 
-    def __init__(self, jobs: Jobs, own_cgroup: bool, leave: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        own_cgroup: bool,
+        leave: Callable[[], None],
+        upgrade: Callable[[Peer, int, list[str], str], None],
+    ) -> None:
         self._jobs = jobs
         self._own_cgroup = own_cgroup
         self._leave = leave
+        self._become = upgrade
         self._verbs: dict[int, Callable[[Peer, int, dict[str, object], list[int]], None]] = {
             wire.SPAWN: self._spawn,
             wire.ABORT: self._abort,
@@ -36,6 +45,8 @@ class Verbs:
             wire.LEASE: self._lease,
             wire.RELEASE: self._release,
             wire.RENEW: self._renew,
+            wire.LEASE_OF: self._lease_of,
+            wire.UPGRADE: self._upgrade,
             wire.REGISTER: self._register,
             wire.PING: self._ping,
             wire.STATS: self._stats,
@@ -92,30 +103,64 @@ class Verbs:
         self._leave()
         peer.send(wire.OK, request, {})
 
+    def _upgrade(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Its answer follows, of the new program, or from here that there is none."""
+        argv = requests.texts(body, "argv")
+        if len(argv) < 2 or not argv[0].startswith("/"):
+            raise Refused(requests.INVALID, "argv: must be an absolute path and the arguments that name the program")
+        self._become(peer, request, argv, requests.text(body, "build"))
+
     def _lease(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         name = requests.lease_name(body)
-        until = requests.moment(body, "until")
+        until, gone_until = requests.moment(body, "until"), requests.moment(body, "gone_until")
+        grace_s = requests.moment(body, "grace_s")
         remove = requests.paths(body, "remove")
         groups = requests.paths(body, "groups")
-        if len(fds) > 1 or (not fds and until is None):
-            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd, or an end")
+        if len(fds) > 1 or (not fds and until is None and grace_s is None):
+            raise Refused(requests.INVALID, f"lease {name}: needs the owner's pidfd, a connection, or an end")
         for group in groups:
             if not cgroup.is_a_container(group):
                 raise Refused(requests.INVALID, f"lease {name}: group {group[:80]!r} is not of a container")
         if self._jobs.leases.full and not self._jobs.leases.holds(name):
             raise Refused(requests.LIMIT, f"lease {name}: too many leases")
-        self._jobs.leases.grant(name, fds[0] if fds else None, until, remove, groups)
+        given = fds[0] if fds else None
+        if grace_s is None:
+            lease = Lease(name, given, until, remove, groups)
+        else:
+            lease = Lease(name, None, until, remove, groups, grace_s, _socket(name, given), gone_until)
+        self._jobs.leases.grant(lease)
         fds.clear()
         peer.send(wire.OK, request, {})
 
     def _renew(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Set another end (`until`, None for no end), take another connection, or both."""
         name = requests.lease_name(body)
         until = requests.moment(body, "until")
-        if until is None:
-            raise Refused(requests.INVALID, f"lease {name}: needs an end")
-        if not self._jobs.leases.renew(name, until):
+        if len(fds) > 1 or not (fds or "until" in body):
+            raise Refused(requests.INVALID, f"lease {name}: needs an end or one connection")
+        lease = self._jobs.leases.get(name)
+        if lease is None:
             raise Refused(requests.STATE, f"lease {name} is over")
+        if fds:
+            if lease.grace_s is None:
+                raise Refused(requests.STATE, f"lease {name} is not one of a connection")
+            connection = _socket(name, fds[0])
+            assert connection is not None
+            self._jobs.leases.reconnect(lease, connection)
+            fds.clear()
+        if "until" in body:
+            self._jobs.leases.set_until(lease, until)
         peer.send(wire.OK, request, {})
+
+    def _lease_of(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """How one stands; a duplicate of its connection goes along."""
+        name = requests.lease_name(body)
+        lease = self._jobs.leases.get(name)
+        if lease is None:
+            peer.send(wire.OK, request, {"holds": False, "over": name in self._jobs.leases.over, "gone_until": None})
+            return
+        duplicates = [os.dup(lease.connection)] if lease.connection is not None else []
+        peer.send(wire.OK, request, {"holds": True, "over": False, "gone_until": lease.gone_until}, duplicates)
 
     def _release(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         self._jobs.leases.release(requests.lease_name(body))
@@ -175,3 +220,9 @@ class Verbs:
         if row is None:
             raise Refused(requests.NOT_FOUND, f"keeper has no job {job}")
         return row
+
+
+def _socket(name: str, fd: int | None) -> int | None:
+    if fd is not None and not S_ISSOCK(os.fstat(fd).st_mode):
+        raise Refused(requests.INVALID, f"lease {name}: its connection is not a socket")
+    return fd

@@ -17,6 +17,9 @@ from __future__ import annotations
 from struct import Struct
 
 VERSION = 1
+# What is understood, the newest first: this release's, and that of the one before. An engine asks a keeper that speaks
+# only the older one to become the newer program, in that (`UPGRADE`), and then begins anew. No earlier one exists yet.
+PROTOCOLS: tuple[int, ...] = (VERSION,)
 MESSAGE_BYTES = 65536
 MAX_DEPTH = 8
 MAX_VALUES = 16384
@@ -37,10 +40,13 @@ LEASE = 12
 ABORT = 13
 RELEASE = 14
 RENEW = 15
+LEASE_OF = 16
+UPGRADE = 17
 OK = 64
 ERROR = 65
 EXITS = 66
 FENCED = 67
+LEASES = 68
 
 _HEADER = Struct(">HHI")
 HEADER_BYTES = _HEADER.size
