@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,13 +13,10 @@ import msgspec
 from lighterman import limits
 from lighterman.clock import Clock
 from lighterman.errors import (
-    AlreadyClosed,
     AlreadyStopped,
     InvalidState,
     LightermanError,
     LimitExceeded,
-    NotFound,
-    NotSupported,
     OperationTimeout,
     ServicingFailed,
 )
@@ -27,23 +24,18 @@ from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
 from lighterman.runtimes.base import SIGKILL, CreateOption, Runtime
-from lighterman.runtimes.options import (
-    FirstRun,
-    Flush,
-    OutputSegments,
-    Servicing,
-    WithCheckpoint,
-    WithRestartPolicy,
-)
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
-from lighterman.supervisor.answers import fail, succeed
+from lighterman.supervisor.answers import fail, in_own_task, succeed
 from lighterman.supervisor.backend import AttachFailed, Backend
+from lighterman.supervisor.bounds import Bounds
+from lighterman.supervisor.choices import Chosen
 from lighterman.supervisor.closing import Closing
 from lighterman.supervisor.delivery import Spawn, Then
 from lighterman.supervisor.ending import Ending
 from lighterman.supervisor.execs import Execs
 from lighterman.supervisor.process import Process, ProcessEnd
 from lighterman.supervisor.run import Run
+from lighterman.supervisor.stopping import Stopping
 from lighterman.supervisor.telling import Teller, how_it_ended
 from lighterman.supervisor.verbs import VerbQueue
 
@@ -80,17 +72,19 @@ class Container:
         self.cleanup: asyncio.Task[None] | None = None  # of the run that ended last
         self._around = around
         self._clock = around.clock
-        self._options = tuple(option for option in options if not isinstance(option, WithRestartPolicy | FirstRun))
-        policies = [option.policy for option in options if isinstance(option, WithRestartPolicy)]
-        self._restarts = RestartManager(policies[-1] if policies else RestartPolicy())
-        self._manually_stopped = any(option.manually_stopped for option in options if isinstance(option, FirstRun))
+        self._chosen = Chosen(options)
+        self._first = self._chosen.first
+        self._restarts = RestartManager(self._chosen.policy)
+        self._manually_stopped = self._first.manually_stopped
         self._aborted = False
-        self._generation = max((option.generation for option in options if isinstance(option, FirstRun)), default=1) - 1
+        self._generation = self._first.generation - 1
         self._run: Run | None = None
         self._end: ProcessEnd | None = None
         self._starting: asyncio.Task[None] | None = None
         self._teller = Teller(id, around.tell)
         self._closing = Closing(id, self._clock)
+        self._bounds = Bounds(id, self._clock)
+        self._stopping = Stopping(id, around.runtime, self._clock, around.finish, self._bounds, self._tell)
         self._verbs = VerbQueue(id, around.watch)
         self._execs = Execs(
             id,
@@ -132,9 +126,9 @@ class Container:
             self._manually_stopped = True
         try:
             if kill or not self._around.runtime.features().signals:
-                await self._end_system(run, kill)
+                await self._stopping.end_system(run, kill=kill)
             else:
-                await self._within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(signal))
+                await self._bounds.within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(signal))
         except AlreadyStopped:
             return
         except LimitExceeded:
@@ -144,52 +138,7 @@ class Container:
                 self._manually_stopped = marked_before
             raise
         if manual and not kill:
-            await self._thaw(run, tell=True)
-
-    async def _end_system(self, run: Run, kill: bool) -> None:
-        if not kill:
-            # A platform without signals: whatever is asked for, the system is asked to shut down.
-            self._around.finish(self._shut_down_quietly(run), f"shutdown {self.id}")
-            return
-        # A frozen process of cgroup v1 takes note of SIGKILL only once it is thawed: terminate may wait for that.
-        run.killed_at = run.killed_at or self._clock.wall()
-        run.ending.begin_terminate()
-        await asyncio.sleep(0)
-        await self._thaw(run, tell=False)
-        # Where there are signals, SIGKILL takes moments, or does not come through at all.
-        limit_s = limits.KILL_WAIT_S if self._around.runtime.features().signals else None
-        try:
-            async with self._clock.timeout(limit_s):
-                await run.ending.terminate()
-        except TimeoutError:
-            if not run.ended:
-                run.ending.allow_another()
-                raise await self._unkillable(run) from None
-
-    async def _shut_down_quietly(self, run: Run) -> None:
-        try:
-            await run.ending.shutdown()
-        except LightermanError as failed:
-            log.warning("container %s: shutting it down failed: %s", self.id, failed)
-
-    async def _thaw(self, run: Run, *, tell: bool) -> None:
-        run.thaw_wanted = True
-        if not run.paused and not run.pause_unknown:
-            return
-        try:
-            await self._within(limits.RUNTIME_CALL_S, "resume", run.system.resume())
-        except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound, NotSupported) as not_paused:
-            run.pause_unknown = False
-            # One that was thawed while its pause was still on the way was told to be paused afterwards.
-            if not (isinstance(not_paused, InvalidState) and run.paused):
-                return
-        self._thawed(run, tell=tell and not run.ended)
-
-    def _thawed(self, run: Run, *, tell: bool) -> None:
-        was_told = run.paused or run.restored
-        run.paused = run.pause_unknown = run.restored = False
-        if was_told and tell:
-            self._tell(run, State.RESUME)
+            await self._stopping.thaw(run, tell=True)
 
     async def stop(self, grace_s: float) -> None:
         """Ask it to end; after `grace_s` seconds terminate it. Returns when its exit is known; the shorter grace wins.
@@ -215,9 +164,9 @@ class Container:
             except LightermanError:
                 run.stopping = False
                 raise
-        if not await self._exits_within(run, grace_s):
+        if not await self._stopping.exits_within(run, grace_s):
             await self.signal(SIGKILL)
-            await self._must_exit(run)
+            await self._stopping.must_exit(run)
 
     async def terminate(self) -> None:
         """End all of it now. Valid at any moment; returns when the exit is known."""
@@ -226,38 +175,7 @@ class Container:
         if run is None or run.init is None:
             await self.gone.wait()
         else:
-            await self._must_exit(run)
-
-    async def _must_exit(self, run: Run) -> None:
-        if not await self._exits_within(run, limits.KILL_WAIT_S):
-            raise await self._unkillable(run)
-
-    async def _unkillable(self, run: Run) -> LimitExceeded:
-        assert run.init is not None
-        since_s = self._clock.wall() - (run.killed_at or self._clock.wall())
-        return LimitExceeded(
-            f"container {self.id} is unkillable: pid {run.init.pid} has not ended {since_s:.0f} s after SIGKILL; "
-            f"{await self._where_it_hangs(run)}",
-            limit="KILL_WAIT_S",
-            operation="terminate",
-            container=self.id,
-        )
-
-    async def _where_it_hangs(self, run: Run) -> str:
-        try:
-            where = await self._within(limits.RUNTIME_CALL_S, "stuck", run.system.stuck())
-        except LightermanError as failed:
-            return f"where it hangs can't be told: {failed}"
-        return f"in uninterruptible sleep: {where}" if where else "none of its processes is in uninterruptible sleep"
-
-    async def _exits_within(self, run: Run, limit_s: float) -> bool:
-        assert run.init is not None
-        try:
-            async with self._clock.timeout(limit_s):
-                await run.init.exited.wait()
-        except TimeoutError:
-            return False
-        return True
+            await self._stopping.must_exit(run)
 
     async def end_run(self, grace_s: float, restart: str | None) -> None:
         """End this run without marking it as stopped by request; returns when its exit is known.
@@ -266,28 +184,8 @@ class Container:
         """
         run = self._running()
         run.restart_reason = run.restart_reason or restart
-        await self._in_own_task(self._end_run(run, grace_s), f"end the run of {self.id}")
-
-    async def _end_run(self, run: Run, grace_s: float) -> None:
-        assert run.init is not None
-        # A stop by request that is under way has its own grace, and waits for the same end.
-        if grace_s > 0 and self._around.runtime.features().signals:
-            try:
-                await self._within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(self.spec.stop_signal))
-                await self._thaw(run, tell=True)
-            except AlreadyStopped:
-                return
-            except LightermanError as failed:
-                log.warning("container %s: its stop signal can't be delivered: %s", self.id, failed)
-                grace_s = 0.0
-        elif grace_s > 0:
-            self._around.finish(self._shut_down_quietly(run), f"shutdown {self.id}")
-        if not await self._exits_within(run, grace_s):
-            try:
-                await self._end_system(run, kill=True)
-            except AlreadyStopped:
-                log.debug("container %s ended in the same moment", self.id)
-            await self._must_exit(run)
+        ending = self._stopping.end_run(run, self.spec.stop_signal, grace_s)
+        await self._in_own_task(ending, f"end the run of {self.id}")
 
     async def pause(self) -> None:
         """Freeze all of it, and tell PAUSE. Raises: InvalidState if it is paused, NotSupported."""
@@ -307,7 +205,7 @@ class Container:
         run.paused, run.pause_unknown = True, False
         self._tell(run, State.PAUSE)
         if run.thaw_wanted:
-            await self._thaw(run, tell=True)
+            await self._stopping.thaw(run, tell=True)
 
     async def resume(self) -> None:
         """Thaw it, and tell RESUME. Raises: InvalidState if it is not paused, NotSupported."""
@@ -318,7 +216,7 @@ class Container:
             raise InvalidState(f"container {self.id} is not paused")
         await run.system.resume()
         if run.paused or run.pause_unknown:
-            self._thawed(run, tell=True)
+            self._stopping.thawed(run, tell=True)
 
     async def update_resources(self, resources: Resources) -> None:
         """Change its limits while it runs."""
@@ -414,15 +312,15 @@ class Container:
 
     async def _start(self) -> None:
         """The order of specs/lifecycle.md §3; on a failure nothing is left, and the first error is raised."""
-        system = await self._around.runtime.create(self.id, self.spec, self._options_of_run())
+        system = await self._around.runtime.create(self.id, self.spec, self._chosen.of_run(self._generation))
         run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
         try:
             async with self._clock.timeout(limits.START_S):
                 await system.start()
                 run.init = await self._make_init(run)
-                if not self._is_servicing:
+                if not self._chosen.is_servicing:
                     await run.init.connect(self.id, run.generation, self.spec.os_build)
-            if self._is_servicing:
+            if self._chosen.is_servicing:
                 await self._service(run)
                 return
             await self._attach(run.init)
@@ -441,19 +339,10 @@ class Container:
             # In a task of its own: a runtime that does not answer must not keep anybody from watching for the exit.
             self._around.finish(run.init.close_unwanted_stdin(), f"close stdin of {self.id}")
 
-    def _options_of_run(self) -> list[CreateOption]:
-        return [
-            msgspec.structs.replace(option, generation=self._generation)
-            if isinstance(option, OutputSegments)
-            else option
-            for option in self._options
-        ]
-
     async def _make_init(self, run: Run) -> Process:
-        for option in self._options:
-            if isinstance(option, WithCheckpoint) and self._generation == 1:
-                port = await run.system.restore(option.name, option.directory)
-                break
+        checkpoint = self._chosen.checkpoint if self._generation == 1 else None
+        if checkpoint is not None:
+            port = await run.system.restore(checkpoint.name, checkpoint.directory)
         else:
             port = await run.system.create_process(self.spec.process)
         return Process("init", port, self.spec.process, self._clock)
@@ -464,10 +353,6 @@ class Container:
             await self._around.backend.attach_streams(self.id, process.name, process.streams)
         except Exception as failed:
             raise AttachFailed from failed
-
-    @property
-    def _is_servicing(self) -> bool:
-        return any(isinstance(option, Servicing) for option in self._options)
 
     async def _service(self, run: Run) -> None:
         """A servicing container runs to its end here; no streams, no state changes [L12]."""
@@ -496,7 +381,7 @@ class Container:
         """Re-attach to what outlived the engine [L06]; what can't be watched any more is ended and told of."""
         self._generation += 1
         try:
-            system = await self._within(limits.START_S, "restore", self._around.runtime.open(self.id))
+            system = await self._bounds.within(limits.START_S, "restore", self._around.runtime.open(self.id))
         except LightermanError as gone:
             self._tell_lost(str(gone))
             return
@@ -508,7 +393,7 @@ class Container:
             restored=True,
         )
         try:
-            await self._within(limits.START_S, "restore", self._reopen_init(run))
+            await self._bounds.within(limits.START_S, "restore", self._reopen_init(run))
         except Exception as failed:  # noqa: BLE001  whatever it is, the container must not run on with nobody watching
             await self._closing.end_what_is_left(run, failed)
             code = await run.init.ask_exit_code() if run.init is not None else None
@@ -598,7 +483,7 @@ class Container:
                 return None
             if self.cleanup is not None:
                 await asyncio.shield(self.cleanup)
-            self._options = tuple(_for_another_run(self._options))
+            self._chosen.settle_for_another_run()
             try:
                 await self._start_in_own_task()
             except AttachFailed as failed:
@@ -623,21 +508,13 @@ class Container:
         self._restart_wait = cut = Flag()
         rate = self._around.restart_rate
         try:
-            if await self._is_set_within(cut, delay_s):
+            if await self._bounds.is_set(cut, delay_s):
                 return True
             held_s = rate.take(self._clock.mono()) if rate is not None else 0.0
-            return held_s > 0 and await self._is_set_within(cut, held_s)
+            return held_s > 0 and await self._bounds.is_set(cut, held_s)
         finally:
             self._restart_wait = None
             self._restarts.wait_over()
-
-    async def _is_set_within(self, event: Flag, limit_s: float) -> bool:
-        try:
-            async with self._clock.timeout(limit_s):
-                await event.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _leave(self) -> None:
         self._verbs.refuse()
@@ -660,43 +537,16 @@ class Container:
         self._running()
 
         async def bounded(run: Run) -> None:
-            await self._within(limit_s, "verb", act(run))
+            await self._bounds.within(limit_s, "verb", act(run))
 
         await self._verbs.ask(bounded)
 
-    async def _within(self, limit_s: float | None, operation: str, call: Awaitable[T]) -> T:
-        """A call of the runtime that has to end: one that hangs must not hang who asked, nor who comes next."""
-        try:
-            async with self._clock.timeout(limit_s):
-                return await call
-        except TimeoutError as late:
-            raise OperationTimeout(
-                f"{operation} of container {self.id} was not done after {limit_s:g} s",
-                operation=operation,
-                container=self.id,
-            ) from late
-
     async def ask(self, operation: str, question: Callable[[Run], Awaitable[T]]) -> T:
         """Ask the runtime about what runs. Raises: InvalidState where nothing runs, OperationTimeout."""
-        return await self._within(limits.RUNTIME_CALL_S, operation, question(self._running()))
+        return await self._bounds.within(limits.RUNTIME_CALL_S, operation, question(self._running()))
 
-    async def _in_own_task(self, act: Awaitable[None], name: str) -> None:
-        """What was asked for goes on when who asked is cancelled."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        async def carry_out() -> None:
-            try:
-                await act
-            except asyncio.CancelledError:
-                fail(done, InvalidState(f"container {self.id} is no longer watched", container=self.id))
-                raise
-            except Exception as failed:  # noqa: BLE001  belongs to who asked
-                fail(done, failed)
-            else:
-                succeed(done)
-
-        self._around.finish(carry_out(), name)
-        await asyncio.shield(done)
+    async def _in_own_task(self, act: Coroutine[Any, Any, None], name: str) -> None:
+        await in_own_task(act, self._around.finish, name, self.id)
 
     def _abort(self) -> bool:
         """End a start that is under way, or that waits for the old run's clean-up; False when it has started."""
@@ -731,8 +581,3 @@ class Container:
     def _tell(self, run: Run | None, state: State, *, then: Then | None = None, **fields: Any) -> StateInfo:
         generation, process = (run.generation, run.init) if run is not None else (self._generation, None)
         return self._teller(generation, state, process, then=then, **fields)
-
-
-def _for_another_run(options: Sequence[CreateOption]) -> list[CreateOption]:
-    kept = [option for option in options if not isinstance(option, WithCheckpoint)]
-    return [Flush(ignore_flushes_during_boot=False) if isinstance(option, Flush) else option for option in kept]
