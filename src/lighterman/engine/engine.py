@@ -179,9 +179,9 @@ class Engine:
 
     async def _give_back_all(self) -> None:
         inside = self.inside
+        self.leases.close()
         lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
         for client in inside.clients.values():
-        self.leases.close()
             await client.close()
         await self._tasks.close(limits.CANCEL_S)
         if inside.watches is not None:
@@ -383,28 +383,28 @@ class Engine:
         entry = self.inside.new_entry(record)
         entry.restart_rule, entry.check = rule, options.get("health")
         self.inside.books.enter(entry)
+        told = False
         try:
+            self.leases.take(entry, lease)
             # Everything that can be wrong shows here, before anything is on disk.
             await self.runs.spec_of(entry)
             self.inside.must_be_open()
             await self.inside.books.tell(entry, Event(kind="create", container=id, name=name))
-        told = False
+            told = True
             entry.feed_sinks(callables)
-            self.leases.take(entry, lease)
             await self.leases.made(entry)
         except BaseException as failed:
             if told or isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.
-            told = True
                 self.inside.books.strike(entry)
                 self._tasks.finish(self.removal.take_away(entry), f"undo {name}")
             else:
+                self.leases.removed(entry)
                 self.inside.books.unenter(entry)
             raise
         return entry
 
     async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
-                self.leases.removed(entry)
         out = capture(self._tasks, entry.output(1), max_output)
         err = None if entry.output_of.terminal else capture(self._tasks, entry.output(2), max_output)
         try:
