@@ -58,6 +58,15 @@ async def test_the_pidfd_is_the_process(keepers: Keepers) -> None:
     assert exit_code((await keeper.wait_exit("a")).status) == -signal.SIGKILL
 
 
+async def test_the_jobs_of_one_container_are_listed_without_the_others(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    for key in ("box:1", "box:2", "boxer:1", "other:1"):
+        await keepers.spawn(keeper, keepers.job(key, "exec sleep 1000"))
+    assert [job.job for job in await keeper.list_jobs(of="box:")] == ["box:1", "box:2"]
+    assert await keeper.list_jobs(of="nobody:") == []
+    assert len(await keeper.list_jobs()) == 4
+
+
 async def test_an_exit_before_the_runtime_returned(keepers: Keepers) -> None:
     keeper = await keepers.connect()
     fifo = keepers.root / "go"

@@ -96,12 +96,12 @@ async def test_P03_keeper_lost_while_its_jobs_are_listed_the_container_is_adopte
         pid = box.pid
     real, calls = KeeperClient.list_jobs, 0
 
-    async def list_jobs(self: KeeperClient) -> list[JobState]:
+    async def list_jobs(self: KeeperClient, of: str = "") -> list[JobState]:
         nonlocal calls
         calls += 1
         if calls > 1:
             raise KeeperLost("keeper is gone")
-        return list(await real(self))
+        return list(await real(self, of))
 
     monkeypatch.setattr(KeeperClient, "list_jobs", list_jobs)
     async with Engine(root=root) as engine:

@@ -319,13 +319,17 @@ class KeeperClient:
         body: dict[str, object] = {"job": job, "names": list(names)}
         await self._connection.call(wire.CLOSE, body, limits.KEEPER_CALL_S, subject=job)
 
-    async def list_jobs(self) -> list[JobState]:
-        """Every job that was not acknowledged, in the order of the spawns. Raises: KeeperLost."""
+    async def list_jobs(self, of: str = "") -> list[JobState]:
+        """Every job that was not acknowledged, in the order of the spawns. Raises: KeeperLost.
+
+        Args: of: only those whose key begins so; who asks for one container among hundreds should say it.
+        """
         jobs: list[JobState] = []
         last, more = 0, True
         while more:
-            answer, _ = await self._connection.call(wire.LIST, {"after": last}, limits.KEEPER_CALL_S)
-            jobs += [_job_state(entry) for entry in answer["jobs"]]
+            answer, _ = await self._connection.call(wire.LIST, {"after": last, "of": of}, limits.KEEPER_CALL_S)
+            # A keeper of an earlier release gives all.
+            jobs += [_job_state(entry) for entry in answer["jobs"] if entry[0].startswith(of)]
             last, more = answer["last"], answer["more"]
         return jobs
 

@@ -116,9 +116,9 @@ class Table:
     def rows(self) -> Iterator[Row]:
         return iter(self._rows.values())
 
-    def after(self, serial: int) -> Iterator[Row]:
-        """Rows in the order of their spawns, those after `serial`."""
-        return (row for row in self._rows.values() if row.serial > serial)
+    def after(self, serial: int, of: str = "") -> Iterator[Row]:
+        """Rows in the order of their spawns, those after `serial` whose key begins with `of`."""
+        return (row for row in self._rows.values() if row.serial > serial and row.job.startswith(of))
 
     def add(
         self,

@@ -167,12 +167,15 @@ class Verbs:
         peer.send(wire.OK, request, {})
 
     def _list(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
-        """Rows after serial `after`, as many as fit into one message; `more` says whether there are others."""
+        """Rows after serial `after`, as many as fit into one message; `more` says whether there are others.
+
+        With `of`: those whose key begins so. An engine of an earlier release does not say it.
+        """
         page: list[object] = []
         size = 0
         last = requests.number(body, "after")
         more = False
-        for row in self._jobs.table.after(last):
+        for row in self._jobs.table.after(last, requests.text(body, "of") if "of" in body else ""):
             exit = exit_values(row) if row.exited else None
             entry = [row.job, row.pid, row.start_time, exit, row.recipe, row.meta, list(row.held)]
             size += len(wire.encode(entry))

@@ -228,7 +228,7 @@ class OciRuntime:
         return system
 
     async def _open_kept(self, id: str) -> OciSystem | None:
-        for job in await self.keeper.list_jobs():
+        for job in await self.keeper.list_jobs(of=f"{id}:"):
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue

@@ -380,7 +380,7 @@ class OciSystem:
         raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
 
     async def _open_kept(self, process_id: int | str) -> OciProcess | None:
-        for job in await self._keeper().list_jobs():
+        for job in await self._keeper().list_jobs(of=f"{self._id}:"):
             meta = decode_meta(job.meta)
             if meta is None or meta.id != self._id or job.pid is None:
                 continue
@@ -401,7 +401,7 @@ class OciSystem:
         return None
 
     async def exec_ids(self) -> Sequence[str]:
-        metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs()]
+        metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs(of=f"{self._id}:")]
         return [meta.name for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
 
     # ---- ending ----
