@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from lighterman.spec import Resources as Resources
     from lighterman.spec import RestartPolicy as RestartPolicy
     from lighterman.spec import Spec as Spec
+    from lighterman.spec import Pressure as Pressure
     from lighterman.spec import Statistics as Statistics
     from lighterman.spec import SyslogSink as SyslogSink
     from lighterman.spec import Timings as Timings
@@ -85,7 +86,7 @@ _ERRORS = (
     "OperationTimeout RootLocked RuntimeFailed RuntimeUnavailable ServicingFailed StoreError UsageError"
 )
 _VALUES = (
-    "BlkioLimit CallableSink ConsoleSize Device ExitRecord JournaldSink Mount Overlay PlainRoot ProcessConfig "
+    "BlkioLimit CallableSink ConsoleSize Device ExitRecord JournaldSink Mount Overlay PlainRoot Pressure ProcessConfig "
     "ProcessSummary Resources RestartPolicy Spec Statistics SyslogSink Timings Ulimit"
 )
 _WHERE = {

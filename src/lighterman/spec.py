@@ -28,6 +28,7 @@ __all__ = [
     "Mount",
     "Overlay",
     "PlainRoot",
+    "Pressure",
     "ProcessConfig",
     "ProcessSummary",
     "Resources",
@@ -506,8 +507,37 @@ class Timings(Value, frozen=True):
     total: float | None = None
 
 
+class Pressure(Value, frozen=True):
+    """How long processes waited for one resource, as Linux tells it (accounting/psi): the share of the last 10, 60
+    and 300 seconds in percent, and nanoseconds since the cgroup was made.
+
+    Attributes: some: at least one of them waited. full: all that were not idle did; None where it is not counted (for
+        the CPU before Linux 5.13).
+    """
+
+    some_avg10: float
+    some_avg60: float
+    some_avg300: float
+    some_total_ns: int
+    full_avg10: float | None = None
+    full_avg60: float | None = None
+    full_avg300: float | None = None
+    full_total_ns: int | None = None
+
+
 class Statistics(Value, frozen=True):
-    """Counters of one compute system at one moment. Bytes, nanoseconds and counts; None where the host has none."""
+    """Counters of one compute system at one moment. Bytes, nanoseconds and counts; None where the host has none.
+
+    Attributes:
+        read_at: Unix time, seconds.
+        memory_bytes: page cache included, of which memory_inactive_file_bytes can be had back at once.
+        memory_peak_bytes: the most since its start. memory_limit_bytes, pids_limit: None for no limit.
+        memory_limit_events: how often the limit was reached and memory had to be reclaimed, or the OOM killer asked.
+        oom_events: how often nothing could be reclaimed; cgroup v2 only. oom_kills: processes killed for that.
+        cpu_throttled_ns: how long it was kept from running by its own limit.
+        read_bytes, write_bytes, read_operations, write_operations: of all block devices together.
+        cpu_pressure, memory_pressure, io_pressure: cgroup v2 only.
+    """
 
     read_at: float
     cpu_ns: int | None = None
@@ -518,6 +548,8 @@ class Statistics(Value, frozen=True):
     memory_peak_bytes: int | None = None
     memory_limit_bytes: int | None = None
     memory_inactive_file_bytes: int | None = None
+    memory_limit_events: int | None = None
+    oom_events: int | None = None
     oom_kills: int | None = None
     pids: int | None = None
     pids_limit: int | None = None
@@ -525,6 +557,9 @@ class Statistics(Value, frozen=True):
     write_bytes: int | None = None
     read_operations: int | None = None
     write_operations: int | None = None
+    cpu_pressure: Pressure | None = None
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None
 
 
 class ProcessSummary(Value, frozen=True):

@@ -63,6 +63,31 @@ async def test_stats_count_what_was_used(engine: Engine) -> None:
         assert abs(now.read_at - time.time()) < 60
 
 
+@pytest.mark.needs("v2")
+async def test_stats_tell_of_pressure_and_of_what_was_written(engine: Engine) -> None:
+    script = (
+        "dd if=/dev/zero of=/x bs=4096 count=500 conv=fsync 2>/dev/null; echo ready; "
+        "for i in 1 2 3 4; do (while :; do :; done) & done; wait"
+    )
+    async with engine.container("busybox", ["sh", "-c", script], memory="64M", cpus=0.5) as box:
+        await box.stdout.readline()
+
+        async def waited() -> bool:
+            now = await box.stats()
+            return now.cpu_pressure is not None and now.cpu_pressure.some_total_ns > 0
+
+        # Four that count, with half a CPU between them.
+        await eventually(waited)
+        now = await box.stats()
+        assert (now.write_bytes or 0) >= 2_000_000
+        assert now.memory_limit_events is not None
+        assert (now.oom_events, now.oom_kills) == (0, 0)
+        for pressure in (now.cpu_pressure, now.memory_pressure, now.io_pressure):
+            assert pressure is not None
+            assert 0 <= pressure.some_avg10 <= 100
+            assert (pressure.full_total_ns or 0) <= pressure.some_total_ns
+
+
 async def test_top_lists_all_processes_execs_too(engine: Engine) -> None:
     async with engine.container("busybox", ["sh", "-c", "sleep 1234 & echo ready; wait"]) as box:
         await box.stdout.readline()

@@ -9,6 +9,7 @@ from cgroup_support import plain_v2
 
 from lighterman.errors import InvalidSpec, NotFound, OperationTimeout
 from lighterman.runtimes.oci.cgroups import Cgroup
+from lighterman.spec import Pressure
 
 
 def test_statistics_are_read_from_the_documented_files(tmp_path: Path) -> None:
@@ -23,14 +24,29 @@ def test_statistics_are_read_from_the_documented_files(tmp_path: Path) -> None:
         pids__current="3\n",
         pids__max="64\n",
         io__stat="8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=5 wbytes=6 rios=3 wios=4\n7:0 \n",
+        cpu__pressure="some avg10=1.50 avg60=0.25 avg300=0.00 total=12\n",
+        memory__pressure="some avg10=0.00 avg60=0.00 avg300=0.01 total=7\nfull avg10=0.00 avg60=2.00 avg300=0.00 total=3\n",
+        io__pressure="nothing that is known\n",
     )
     read = Cgroup("/lighterman/c1", host).statistics()
     assert (read.cpu_ns, read.cpu_user_ns, read.cpu_system_ns) == (5_000_000, 3_000_000, 2_000_000)
     assert read.cpu_throttled_ns == 7000
     assert (read.memory_bytes, read.memory_peak_bytes, read.memory_limit_bytes) == (1000, 2000, None)
     assert read.memory_inactive_file_bytes == 300
-    assert read.oom_kills == 1
+    assert (read.memory_limit_events, read.oom_events, read.oom_kills) == (0, 2, 1)
     assert (read.pids, read.pids_limit) == (3, 64)
+    assert read.cpu_pressure == Pressure(some_avg10=1.5, some_avg60=0.25, some_avg300=0.0, some_total_ns=12_000)
+    assert read.memory_pressure == Pressure(
+        some_avg10=0.0,
+        some_avg60=0.0,
+        some_avg300=0.01,
+        some_total_ns=7000,
+        full_avg10=0.0,
+        full_avg60=2.0,
+        full_avg300=0.0,
+        full_total_ns=3000,
+    )
+    assert read.io_pressure is None
     assert (read.read_bytes, read.write_bytes, read.read_operations, read.write_operations) == (15, 26, 4, 6)
 
 
@@ -39,6 +55,7 @@ def test_statistics_are_none_where_a_controller_is_off(tmp_path: Path) -> None:
     read = Cgroup("/lighterman/c1", host).statistics()
     assert read.cpu_ns == 5000
     assert read.memory_bytes is read.memory_peak_bytes is read.pids is read.read_bytes is read.oom_kills is None
+    assert read.cpu_pressure is read.memory_pressure is read.io_pressure is read.oom_events is None
     with pytest.raises(NotFound):
         Cgroup("/lighterman/other", host).statistics()
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from lighterman.errors import NotFound, OperationTimeout
 from lighterman.runtimes.oci.cgroups import files, v1, v2
@@ -230,7 +230,7 @@ class Cgroup:
 
         Raises: NotFound if it exists in no hierarchy.
         """
-        counters: dict[str, int | None] = {}
+        counters: dict[str, Any] = {}
         found = False
         read_at = time.time()
         for hierarchy, directory in self._directories():

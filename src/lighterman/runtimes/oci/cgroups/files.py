@@ -75,7 +75,8 @@ def read(directory: int, name: str) -> str | None:
         finally:
             os.close(file)
     except OSError as error:
-        # EOPNOTSUPP: cgroup.procs of a threaded cgroup; the processes are listed by the domain above it.
+        # EOPNOTSUPP: cgroup.procs of a threaded cgroup; the processes are listed by the domain above it. Also a
+        # pressure file where the kernel was started without.
         if error.errno in GONE or error.errno == errno.EOPNOTSUPP:
             return None
         raise

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 
 from lighterman.runtimes.oci.cgroups import files
+from lighterman.spec import Pressure
 
-Counters = Mapping[str, int | None]
+Counters = Mapping[str, int | Pressure | None]
 
 # No limit is shown as the largest int64 rounded down to pages; no machine has a quarter of that.
 _NO_LIMIT_BYTES = 1 << 61
@@ -50,6 +51,7 @@ def _memory(directory: int) -> Counters:
         "memory_peak_bytes": files.read_number(directory, "memory.max_usage_in_bytes"),
         "memory_limit_bytes": None if limit is None or limit >= _NO_LIMIT_BYTES else limit,
         "memory_inactive_file_bytes": files.read_table(directory, "memory.stat").get("total_inactive_file"),
+        "memory_limit_events": files.read_number(directory, "memory.failcnt"),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from lighterman.runtimes.oci.cgroups import files
 from lighterman.runtimes.oci.cgroups.v1 import Counters
+from lighterman.spec import Pressure
 
 
 def kill(directory: int) -> bool:
@@ -47,10 +48,14 @@ def local_oom_kills(directory: int) -> int | None:
 
 def cpu_ns(directory: int) -> int | None:
     """CPU time of the subtree."""
-    return _cpu(directory)["cpu_ns"]
+    return _cpu_times(directory)["cpu_ns"]
 
 
 def _cpu(directory: int) -> Counters:
+    return {**_cpu_times(directory), "cpu_pressure": _pressure(directory, "cpu.pressure")}
+
+
+def _cpu_times(directory: int) -> Mapping[str, int | None]:
     times = files.read_table(directory, "cpu.stat")
     return {
         name: None if key not in times else times[key] * 1000
@@ -64,11 +69,15 @@ def _cpu(directory: int) -> Counters:
 
 
 def _memory(directory: int) -> Counters:
+    events = files.read_table(directory, "memory.events")
     return {
         "memory_bytes": files.read_number(directory, "memory.current"),
         "memory_peak_bytes": files.read_number(directory, "memory.peak"),
         "memory_limit_bytes": files.read_number(directory, "memory.max"),
         "memory_inactive_file_bytes": files.read_table(directory, "memory.stat").get("inactive_file"),
+        "memory_limit_events": events.get("max"),
+        "oom_events": events.get("oom"),
+        "memory_pressure": _pressure(directory, "memory.pressure"),
     }
 
 
@@ -80,6 +89,10 @@ def _pids(directory: int) -> Counters:
 
 
 _BLOCK_FIELDS = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "read_operations", "wios": "write_operations"}
+
+
+def _io(directory: int) -> Counters:
+    return {**_block_devices(directory), "io_pressure": _pressure(directory, "io.pressure")}
 
 
 def _block_devices(directory: int) -> Counters:
@@ -96,10 +109,37 @@ def _block_devices(directory: int) -> Counters:
     return totals
 
 
+def _pressure(directory: int, name: str) -> Pressure | None:
+    """Lines `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, total in microseconds, and `full` likewise.
+
+    None where the kernel has none, or has it switched off (`psi=0`).
+    """
+    found: dict[str, float] = {}
+    for line in (files.read(directory, name) or "").splitlines():
+        kind, *pairs = line.split()
+        for key, _, value in (pair.partition("=") for pair in pairs):
+            # Digits, and a point in all but the total.
+            if kind in ("some", "full") and value.isascii() and value.replace(".", "", 1).isdigit():
+                found[f"{kind}_{key}"] = float(value)
+    if not {"some_avg10", "some_avg60", "some_avg300", "some_total"} <= found.keys():
+        return None
+    full_total = found.get("full_total")
+    return Pressure(
+        some_avg10=found["some_avg10"],
+        some_avg60=found["some_avg60"],
+        some_avg300=found["some_avg300"],
+        some_total_ns=int(found["some_total"]) * 1000,
+        full_avg10=found.get("full_avg10"),
+        full_avg60=found.get("full_avg60"),
+        full_avg300=found.get("full_avg300"),
+        full_total_ns=None if full_total is None else int(full_total) * 1000,
+    )
+
+
 # CPU time is counted in every cgroup, whether the cpu controller is on or not.
 STATISTICS: Mapping[str, Callable[[int], Counters]] = {
     "cpu": _cpu,
     "memory": _memory,
     "pids": _pids,
-    "io": _block_devices,
+    "io": _io,
 }
