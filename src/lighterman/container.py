@@ -36,9 +36,9 @@ def signal_number(signal: int | str) -> int:
         name = name if name.startswith("SIG") else f"SIG{name}"
         if name in signals.Signals.__members__:
             return signals.Signals[name].value
-    elif not isinstance(signal, bool) and 1 <= signal <= signals.SIGRTMAX:
+    elif type(signal) in (int, signals.Signals) and 1 <= signal <= signals.SIGRTMAX:
         return int(signal)
-    raise InvalidSpec(f"signal {signal!r}: must be a name as TERM, or a number from 1 to {int(signals.SIGRTMAX)}")
+    raise InvalidSpec(f"signal {signal!r:.80}: must be a name as TERM, or a number from 1 to {int(signals.SIGRTMAX)}")
 
 
 class Container:
@@ -194,7 +194,8 @@ class Container:
     async def renew(self, ttl_s: float | None = None, *, lease: ConnectionLease | None = None) -> None:
         """Let it run for `ttl_s` seconds from now (before its start: from then); hold it against another connection.
 
-        Raises: InvalidState if it was made without `ttl_s`, or its time is over; NotFound, StoreError.
+        Raises: InvalidState if it was made without `ttl_s` or a ConnectionLease, or its time is over; InvalidSpec,
+            NotFound, StoreError.
         """
         await self._engine.leases.renew(self._entry, ttl_s, lease)
 
@@ -241,12 +242,12 @@ class Container:
         workdir: str | None = None,
         user: str | None = None,
         terminal: bool = False,
-        console_size: ConsoleSize | None = None,
+        console_size: ConsoleSize | tuple[int, int] | None = None,
         timeout_s: float | None = None,
     ) -> Process:
         """Start a further process and return it running.
 
-        Args: timeout_s: as `exec`, while this engine runs. Raises: as `exec`.
+        Args: timeout_s: as `exec`; it is stored: an engine that takes over sees to it too. Raises: as `exec`.
         """
         life = await self._engine.execs.start(
             self._entry,
@@ -267,7 +268,7 @@ class Container:
 
     async def get_exec(self, id: str) -> Process:
         """An exec process by its id; also one that an earlier engine has started. Raises: NotFound."""
-        life = self._entry.execs.get(id)
+        life = self._entry.execs.get(id) if isinstance(id, str) else None
         if life is None:
             raise NotFound(f"container {self.name} has no process {id!r:.140}", container=self.id)
         return Process(self._engine, self._entry, life)

@@ -9,15 +9,17 @@ import signal as signals
 from collections.abc import Callable, Sequence
 
 from lighterman import limits
+from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec_arguments
 from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import Entry, ExecEntry
-from lighterman.errors import AlreadyStopped, InvalidSpec, InvalidState, LightermanError, LimitExceeded, NotFound
+from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound
 from lighterman.linux_host import LinuxHost
 from lighterman.results import Result
 from lighterman.spec import ConsoleSize, Timings
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.tasks import OwnedTasks
+from lighterman.threads import in_thread
 
 __all__ = ["Execs"]
 
@@ -53,32 +55,43 @@ class Execs:
         workdir: str | None = None,
         user: str | None = None,
         terminal: bool = False,
-        console_size: ConsoleSize | None = None,
+        console_size: ConsoleSize | tuple[int, int] | None = None,
         timeout_s: float | None = None,
+        is_watched: bool = True,
         is_probe: bool = False,
     ) -> ExecEntry:
-        """See `Container.start_exec`."""
+        """See `Container.start_exec`. Args: is_watched: whether this has to see to `timeout_s`."""
         client = self._client_of(entry)
         self._host().poke()
-        if isinstance(argv, str):
-            raise InvalidSpec(f"command {argv!r}: must be a list of arguments, not one text: use ['sh', '-c', ...]")
+        asked = exec_arguments(
+            argv,
+            env=env,
+            workdir=workdir,
+            user=user,
+            stdin=stdin,
+            terminal=terminal,
+            console_size=console_size,
+        )
+        check_seconds("timeout_s", timeout_s, none=True)
         if entry.process is None:
             raise InvalidState(f"container {entry.record.name} is {entry.record.status}, not running")
         config = await self._host().exec_process(
             entry.process,
-            tuple(argv),
+            asked.argv,
             root=f"/proc/{entry.record.pid}/root",
-            env=env,
-            workdir=workdir,
-            user=user,
-            terminal=terminal,
-            console_size=console_size,
-            stdin=stdin,
+            env=asked.env,
+            workdir=asked.workdir,
+            user=asked.user,
+            terminal=asked.terminal,
+            console_size=asked.console_size,
+            stdin=asked.stdin,
         )
         for old in entry.surplus_execs():
             self._tasks.finish(old.forget(), f"forget exec {old.name}")
         life = entry.new_exec(os.urandom(6).hex())
         life.is_probe = is_probe
+        if timeout_s is not None:
+            life.due = self._clock.mono() + timeout_s
         try:
             life.pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:
@@ -88,9 +101,16 @@ class Execs:
             else:
                 entry.execs.pop(life.name, None)
             raise
-        if timeout_s is not None:
+        if timeout_s is not None and is_watched:
             self._tasks.watch(self._watch_time(entry, life, timeout_s), f"watch the time of exec {life.name}")
         return life
+
+    def take_up(self, entry: Entry) -> None:
+        """See to the time of those that an earlier engine has started."""
+        for life in entry.execs.values():
+            if life.due is not None and not life.ended.is_set():
+                left_s = max(0.0, life.due - self._clock.mono())
+                self._tasks.watch(self._watch_time(entry, life, left_s), f"watch the time of exec {life.name}")
 
     async def run(
         self,
@@ -106,9 +126,20 @@ class Execs:
         is_probe: bool = False,
     ) -> Result:
         """See `Container.exec`."""
+        check_bytes("stdin", stdin)
+        check_seconds("timeout_s", timeout_s, none=True)
+        check_at_most("max_output", max_output)
         began = self._clock.mono()
         life = await self.start(
-            entry, argv, stdin=stdin is not None, env=env, workdir=workdir, user=user, is_probe=is_probe
+            entry,
+            argv,
+            stdin=stdin is not None,
+            env=env,
+            workdir=workdir,
+            user=user,
+            timeout_s=timeout_s,
+            is_watched=False,
+            is_probe=is_probe,
         )
         try:
             if stdin is not None:
@@ -156,18 +187,18 @@ class Execs:
     async def _end_late(self, entry: Entry, life: ExecEntry) -> None:
         """SIGTERM for it, then SIGKILL for all that it has started, also if it obeyed. Returns when it has ended."""
         life.reason = "timeout"
-        tree = self._host().tree(entry.record.runtime, entry.record.id, life.pid)
-        if tree is not None:
+        members = self._host().members(entry.record.runtime, entry.record.id, life.pid)
+        if members is not None:
             # Seen now, those are known to be its own also when it has left them behind.
-            await asyncio.to_thread(tree.look)
+            await in_thread(members.look)
         await self.signal(entry, life, signals.SIGTERM)
         try:
             async with self._clock.timeout(limits.EXEC_TERM_S):
                 await life.ended.wait()
         except TimeoutError:
             await self.signal(entry, life, signals.SIGKILL)
-        if tree is not None:
-            await asyncio.to_thread(tree.kill)
+        if members is not None:
+            await in_thread(members.kill)
         await self._must_end(entry, life)
 
     async def _must_end(self, entry: Entry, life: ExecEntry) -> None:

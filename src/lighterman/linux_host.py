@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -22,17 +23,19 @@ from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, Poke, cgroup_host, check_resources
+from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars, Poke, cgroup_host, check_resources
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
+from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
-from lighterman.runtimes.oci.system import JobMeta, RuntimeCall, decode_meta
-from lighterman.runtimes.oci.tree import Tree
+from lighterman.runtimes.oci.tree import Members
 from lighterman.spec import ConsoleSize, ContainerSpec, HostFile, ProcessConfig, Resources, Rootfs, Spec
+from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
@@ -53,9 +56,9 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
 
     Raises: RuntimeUnavailable, NotSupported (an unknown runtime), KeeperLost.
     """
-    probed = await asyncio.to_thread(probe_all, f"{root.cache}/cache/runtimes.json")
+    probed = await in_thread(probe_all, f"{root.cache}/cache/runtimes.json")
     chosen, reason = pick(probed, wanted)
-    facts = await asyncio.to_thread(HostFacts.detect)
+    facts = await in_thread(HostFacts.detect)
     await _sweep()
     keeper = await KeeperClient.start_or_connect(root.run, root.state)
     host = LinuxHost(root, keeper, probed, facts, chosen, reason)
@@ -90,6 +93,7 @@ class LinuxHost:
         self._images = ImageStore(f"{root.cache}/layers")
         self._runtimes: dict[str, OciRuntime] = {}
         self._slots = StartSlots()
+        self._oom_ears = OomEars(self._cgroups)
         self._closing = False
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
@@ -108,7 +112,7 @@ class LinuxHost:
     @staticmethod
     async def _register(keeper: KeeperClient, probed: Probed) -> str:
         """Give the keeper a runtime's binary; returns what to call it by."""
-        loading = asyncio.ensure_future(asyncio.to_thread(sealed_copy, probed.name, probed.path))
+        loading = asyncio.ensure_future(in_thread(sealed_copy, probed.name, probed.path))
         try:
             binary = await to_its_end(loading)
         except asyncio.CancelledError:
@@ -128,7 +132,12 @@ class LinuxHost:
         if probed.name == "crun":
             filters = FilterCache(f"{self._root.cache}/cache/seccomp", probed.path, probed.version)
         return OciRuntime(
-            RuntimeCall(name=probed.name, executable=executable, root=f"{self._root.run}/runtime/{probed.name}"),
+            RuntimeCall(
+                name=probed.name,
+                executable=executable,
+                root=f"{self._root.run}/runtime/{probed.name}",
+                exec_cgroups=can_exec_into(probed.name, probed.version),
+            ),
             RuntimeVersion(name=probed.name, version=probed.version, path=probed.path, reason=reason),
             keeper=self.keeper,
             run_dir=self._root.run,
@@ -136,6 +145,7 @@ class LinuxHost:
             cgroups=self._cgroups,
             filters=filters,
             slots=self._slots,
+            oom_ears=self._oom_ears,
         )
 
     def opened(self, name: str) -> OciRuntime:
@@ -146,9 +156,9 @@ class LinuxHost:
         """See `OciRuntime.start_times`."""
         return self._runtimes[runtime].start_times(id) if runtime in self._runtimes else None
 
-    def tree(self, runtime: str, id: str, pid: int) -> Tree | None:
-        """See `OciRuntime.tree`."""
-        return self._runtimes[runtime].tree(id, pid) if runtime in self._runtimes else None
+    def members(self, runtime: str, id: str, pid: int) -> Members | None:
+        """See `OciRuntime.members`."""
+        return self._runtimes[runtime].members(id, pid) if runtime in self._runtimes else None
 
     # ---- the keeper ----
 
@@ -245,15 +255,15 @@ class LinuxHost:
     async def remove_remains(self, *, except_of: set[str]) -> None:
         """Take away the bundles, runtime states and cgroups of runs that nobody knows of any more."""
         for name in RUNTIMES:
-            states = await asyncio.to_thread(_listed, f"{self._root.run}/runtime/{name}")
+            states = await in_thread(_listed, f"{self._root.run}/runtime/{name}")
             for id in states - except_of:
                 await (await self.runtime(name)).remove_remains(id)
-        for id in await asyncio.to_thread(_listed, f"{self._root.run}/bundles") - except_of:
+        for id in await in_thread(_listed, f"{self._root.run}/bundles") - except_of:
             await (await self.runtime(None)).remove_remains(id)
 
     async def is_frozen(self, id: str) -> bool:
         """Whether a container is paused, by the kernel."""
-        return await asyncio.to_thread(Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups).is_frozen)
+        return await in_thread(Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups).is_frozen)
 
     def remove_directories(self, *, except_of: set[str]) -> None:
         """Take away what containers have written that are in no book. Blocking."""
@@ -269,9 +279,9 @@ class LinuxHost:
         """Raises: NotFound, NotSupported, InvalidSpec."""
         if name is not None:
             cached = self._images.cached(name)
-            return cached if cached is not None else await asyncio.to_thread(self._images.resolve, name)
+            return cached if cached is not None else await in_thread(self._images.resolve, name)
         assert rootfs is not None
-        return await asyncio.to_thread(directory_image, rootfs, forbidden=self._forbidden)
+        return await look_at_files(f"root {rootfs!r:.140}", partial(directory_image, rootfs, forbidden=self._forbidden))
 
     async def spec(self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str) -> Spec:
         """Check and encode; `directory` is the container's own. Raises: as `build_spec`."""
@@ -297,7 +307,7 @@ class LinuxHost:
             return msgspec.structs.replace(spec, files=etc)
 
         blocks = wanted.network == "host" or touches_files(wanted, image.config)
-        return await asyncio.to_thread(build) if blocks else build()
+        return await look_at_files(f"the mounts of container {id}", build) if blocks else build()
 
     async def exec_process(
         self,
@@ -327,7 +337,7 @@ class LinuxHost:
                 stdin=stdin,
             )
 
-        return await asyncio.to_thread(build) if user else build()
+        return await look_at_files(f"user {user!r:.140}", build) if user else build()
 
     def check_resources(self, resources: Resources) -> None:
         """Blocking. Raises: InvalidSpec, NotSupported for a limit that this host can't enforce."""
@@ -389,11 +399,11 @@ def _listed(directory: str) -> set[str]:
 
 async def _sweep() -> None:
     """End and remove what private engines left that were killed."""
-    for root in await asyncio.to_thread(abandoned):
+    for root in await in_thread(abandoned):
         try:
-            if await asyncio.to_thread(os.path.exists, f"{root.run}/keeper.sock"):
+            if await in_thread(os.path.exists, f"{root.run}/keeper.sock"):
                 await _end_jobs(root)
-            await asyncio.to_thread(root.remove)
+            await in_thread(root.remove)
             log.info("removed what a killed engine left in %s", root.state)
         except LightermanError as failed:
             log.warning("what a killed engine left in %s can't be removed: %s", root.state, failed)
@@ -417,9 +427,9 @@ async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> N
     path = str(job.recipe.get("cgroup", ""))
     cgroup = Cgroup(path, cgroups) if path.startswith(f"{CGROUP_PARENT}/") else None
     if cgroup is not None and job.exit is None:
-        await asyncio.to_thread(cgroup.kill)
+        await in_thread(cgroup.kill)
     if job.exit is None and job.pid is not None:
         await keeper.wait_exit(job.job)
     await keeper.acknowledge(job.job)
     if cgroup is not None:
-        await asyncio.to_thread(cgroup.remove)
+        await in_thread(cgroup.remove)

@@ -21,6 +21,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
         ttl_s: how long a run may last. until: when the present one is over, seconds on CLOCK_BOOTTIME.
         runtime: which one its last run used.
+        oom_kills: of the last run, as many as were told while it lasted.
         health, ready: of the last run, once it was found to be so: `healthy`, `unhealthy`.
         exit: how the last run ended; None while one is running, and before the first.
     """
@@ -42,5 +43,6 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     runtime: str = ""
     started_at: float | None = None
     exit: ExitRecord | None = None
+    oom_kills: int = 0
     health: str | None = None
     ready: bool = False

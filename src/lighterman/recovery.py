@@ -20,7 +20,8 @@ from lighterman.lifecycle.status import Status
 from lighterman.linux_host import HeldJob, LinuxHost
 from lighterman.record import Record
 from lighterman.spec import ExitRecord
-from lighterman.store.base import Store
+from lighterman.store.base import Loaded, Store
+from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.engine import Engine
@@ -37,7 +38,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
 
     Raises: StoreError, KeeperLost.
     """
-    boot_id = await asyncio.to_thread(host.boot_id)
+    boot_id = await in_thread(host.boot_id)
     loaded = await store.load(boot_id, host.now())
     jobs: dict[str, list[HeldJob]] = {}
     for job in await host.held_jobs():
@@ -48,13 +49,13 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     due: list[Entry] = []
     for encoded in loaded.records:
         record = _decoded(encoded)
-        await _take_up_one(engine, host, books, record, jobs.pop(record.id, []), due, rebooted=rebooted)
+        await _take_up_one(engine, host, books, record, loaded, jobs.pop(record.id, []), due, rebooted=rebooted)
     for unknown in jobs.values():
         # Its container was never written down, or has been removed: nobody waits for it.
         await host.end_jobs(unknown)
     # Who was killed while it removed something has left a part of it.
     await host.remove_remains(except_of={entry.record.id for entry in books if entry.is_registered})
-    await asyncio.to_thread(host.remove_directories, except_of={entry.record.id for entry in books})
+    await in_thread(host.remove_directories, except_of={entry.record.id for entry in books})
     # Only now: what is being started would be taken for something left.
     for entry in due:
         engine.runs.start_later(entry)
@@ -74,12 +75,16 @@ async def _take_up_one(
     host: LinuxHost,
     books: Books,
     record: Record,
+    loaded: Loaded,
     jobs: list[HeldJob],
     due: list[Entry],
     *,
     rebooted: bool,
 ) -> None:
     entry = engine.inside.new_entry(record)
+    entry.restarts = entry.restarts_saved = loaded.restarts.get(record.id, b"")
+    entry.execs_due = {exec_id: due for id, exec_id, due in loaded.execs_due if id == record.id}
+    entry.execs_due_saved = dict(entry.execs_due)
     books.enter(entry)
     if record.status is Status.REMOVING:
         books.strike(entry)
@@ -118,7 +123,7 @@ async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: l
 
 async def _drop_output(entry: Entry, generation: int) -> None:
     """What a run wrote that nobody was told of: the next one bears its number."""
-    await asyncio.to_thread(shutil.rmtree, entry.directory / "logs" / str(generation), ignore_errors=True)
+    await in_thread(shutil.rmtree, entry.directory / "logs" / str(generation), ignore_errors=True)
 
 
 def _is_due_at_boot(record: Record) -> bool:
@@ -201,3 +206,4 @@ async def _take_up_running(
     record.status = Status.PAUSED if await host.is_frozen(record.id) else Status.RUNNING
     entry.restoring = True
     await entry.client.restore(record.id, *options, spec=spec)
+    engine.execs.take_up(entry)

@@ -6,14 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
 from lighterman import limits
 from lighterman.errors import LimitExceeded, OperationTimeout
 
-__all__ = ["in_own_thread", "in_thread", "look_at_files"]
+__all__ = ["in_own_thread", "in_thread", "let_go", "look_at_files"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -28,10 +28,23 @@ async def in_thread(
     """Call what ends soon: the kernel's answers, and files of our own. As `asyncio.to_thread`, without the context."""
     global _pool
     if _pool is None:
-        _pool = ThreadPoolExecutor(limits.THREADS_KEPT, "lighterman")
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forget)
+        _pool = ThreadPoolExecutor(limits.THREADS_KEPT, "lighterman-work")
+        _register_at_fork()
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(function, *args, **kwargs))
+
+
+def let_go() -> None:
+    """End the idle ones, for who closes; whoever goes on gets new ones."""
+    global _pool
+    pool, _pool = _pool, None
+    if pool is not None:
+        pool.shutdown(wait=False)
+
+
+@cache
+def _register_at_fork() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget)
 
 
 def _forget() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,3 +167,66 @@ def test_L38_staying_down_waits_for_nothing() -> None:
     manager = RestartManager(policy("no"))
     assert isinstance(decide(manager), StayDown)
     assert isinstance(decide(manager), StayDown)
+
+
+# ---- over a restart of the engine ----
+
+
+def goes_on(manager: RestartManager) -> RestartManager:
+    """What another engine has of it."""
+    return RestartManager(manager.policy, manager.saved())
+
+
+def test_P03_back_off_goes_on_where_it_was() -> None:
+    manager = RestartManager(policy("always"))
+    delays = []
+    for _ in range(5):
+        decision = decide(manager)
+        assert isinstance(decision, RestartAfter)
+        delays.append(decision.delay_s)
+        manager = goes_on(manager)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def test_P03_retries_are_counted_on() -> None:
+    manager = RestartManager(policy("on-failure:2"))
+    for _ in range(2):
+        assert isinstance(decide(manager), RestartAfter)
+        manager = goes_on(manager)
+    assert isinstance(decide(manager), StayDown)
+
+
+def test_P03_starts_are_counted_on() -> None:
+    manager = RestartManager(RestartPolicy(name="always", burst=3, interval_s=100, initial_delay_s=0))
+    for now in (1.0, 2.0):
+        assert isinstance(manager.decide(FAILURE, manually_stopped=False, ran_for_s=0, now=now), RestartAfter)
+        manager = goes_on(manager)
+    assert isinstance(manager.decide(FAILURE, manually_stopped=False, ran_for_s=0, now=3.0), StayDown)
+    manager = goes_on(manager)
+    # Those that are longer ago than the interval count no more.
+    assert isinstance(manager.decide(FAILURE, manually_stopped=False, ran_for_s=0, now=103.5), RestartAfter)
+
+
+def test_P03_a_rule_sees_the_ends_before() -> None:
+    seen: list[int] = []
+
+    def rule(history: Sequence[RunEnd]) -> float:
+        seen.append(len(history))
+        assert [end.exit_code for end in history] == list(range(len(history)))
+        return 0.0
+
+    manager = RestartManager(rule)
+    for number in range(3):
+        manager.decide(RunEnd(exit_code=number), manually_stopped=False, ran_for_s=0)
+        manager = goes_on(manager)
+    assert seen == [1, 2, 3]
+
+
+def test_P03_nothing_is_kept_of_who_never_ended() -> None:
+    assert RestartManager(policy("always")).saved() == b""
+
+
+def test_P03_a_history_of_another_version_is_refused() -> None:
+    for wrong in (b"?", b"[]", b'{"restarts": "many"}'):
+        with pytest.raises(InvalidSpec, match="another version"):
+            RestartManager(policy("always"), wrong)

@@ -93,6 +93,21 @@ async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path
     await store.close()
 
 
+async def test_what_belongs_to_a_container_is_kept_and_goes_with_it(tmp_path: Path) -> None:
+    store = await open_at(tmp_path / "state.db")
+    await store.commit(Change(save=("a", b"1"), restarts=("a", b"h"), execs_due=(("a", "x", 1.0), ("a", "y", 2.0))))
+    await store.commit(Change(save=("b", b"2"), restarts=("b", b"i"), execs_due=(("b", "x", 3.0),)))
+    await store.commit(Change(restarts=("a", b"j"), execs_due=(("a", "x", None), ("a", "z", 4.0))))
+    loaded = await store.load("boot", now=0.0)
+    assert loaded.restarts == {"a": b"j", "b": b"i"}
+    assert set(loaded.execs_due) == {("a", "y", 2.0), ("a", "z", 4.0), ("b", "x", 3.0)}
+    await store.commit(Change(restarts=("b", b"")))
+    await store.commit(Change(delete="a"))
+    loaded = await store.load("boot", now=0.0)
+    assert (loaded.restarts, loaded.execs_due) == ({}, (("b", "x", 3.0),))
+    await store.close()
+
+
 async def test_trim_lets_tombstones_go_whose_time_is_over(tmp_path: Path) -> None:
     store = await open_at(tmp_path / "state.db")
     for id, until in (("over", 50.0), ("stands", 150.0)):
@@ -124,11 +139,19 @@ async def test_every_older_schema_is_brought_up_with_what_is_in_it(tmp_path: Pat
     migrate(connection, str(path), upto=version)
     if version >= 1:
         connection.execute("INSERT INTO containers VALUES ('old', x'31')")
+    if version >= 2:
+        connection.execute("INSERT INTO events (at, body) VALUES (1.0, x'32')")
+        connection.execute("INSERT INTO tombstones VALUES ('gone', 'name', 9.0, x'33')")
     connection.close()
     store = await open_at(path)
     loaded = await store.load("boot", now=0.0)
     assert loaded.records == ((b"1",) if version >= 1 else ())
-    assert await store.commit(Change(event=(0.0, b"e"))) == 1
+    assert loaded.tombstones == ((Tombstone("gone", "name", 9.0, b"3"),) if version >= 2 else ())
+    assert (loaded.restarts, loaded.execs_due) == ({}, ())
+    due = Change(event=(0.0, b"e"), restarts=("old", b"h"), execs_due=(("old", "x", 5.0),))
+    assert await store.commit(due) == (2 if version >= 2 else 1)
+    loaded = await store.load("boot", now=0.0)
+    assert (loaded.restarts, loaded.execs_due) == ({"old": b"h"}, (("old", "x", 5.0),))
     await store.close()
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)

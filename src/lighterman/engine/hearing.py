@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from lighterman.lifecycle.status import next_status
 from lighterman.spec import ExitRecord
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.streams import Streams
+from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.watches import Watches
@@ -63,20 +63,27 @@ class Hearing:
         if info.state in (State.START_PROCESS, State.EXIT_PROCESS):
             await self._exec_changed(entry, info)
             return
-        record = entry.record
+        record, exit = entry.record, None
+        if info.state in (State.EXIT, State.RESTART):
+            exit = await self._with_last_words(entry, exit_record(info, entry.reason))
+        # From here to the commit nobody comes between: the record and its event are one.
         record.status = next_status(record.status, info.state)
         record.generation, record.pid = info.generation, info.pid
         if info.state in (State.START, State.RESTORE):
             record.started_at, record.exit, record.starting = info.started_at, None, 0
             if info.state is State.START:
-                record.health, record.ready = None, False
+                record.health, record.ready, record.oom_kills = None, False, 0
+        elif info.state is State.OOM:
+            record.oom_kills = info.oom_kills or 0
         elif info.state in (State.EXIT, State.RESTART):
             record.pid = 0
             if info.state is State.EXIT:
                 self._leases.ended(entry)
-            record.exit = await self._with_last_words(entry, exit_record(info, entry.reason))
-            entry.last_end = info
+            record.exit, entry.last_end = exit, info
             entry.reason = None
+            entry.execs_due.clear()
+        if info.state in (State.START, State.RESTART, State.EXIT):
+            entry.restarts = info.restarts
         event = Event(
             kind=info.state,
             container=record.id,
@@ -85,6 +92,7 @@ class Hearing:
             pid=info.pid,
             exit=record.exit,
             reason=info.reason,
+            oom_kills=record.oom_kills if info.state is State.OOM else 0,
         )
 
         def tell_who_waits() -> None:
@@ -107,7 +115,7 @@ class Hearing:
         output = entry.output_of
         if exit.ok or output.sink is None or output.sink.progress == 0:
             return exit
-        said = await asyncio.to_thread(last_words, output.sink, output.terminal)
+        said = await in_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
@@ -115,6 +123,9 @@ class Hearing:
         exit = None
         if info.state is State.EXIT_PROCESS:
             exit = exit_record(info, life.reason if life else None)
+            entry.execs_due.pop(info.process_id, None)
+        elif life is not None and life.due is not None and not life.is_probe:
+            entry.execs_due[life.name] = life.due
         event = Event(
             kind=info.state,
             container=entry.record.id,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lighterman import limits
+from lighterman.arguments import check_seconds
 from lighterman.asking import split_restart
 from lighterman.ends import to_its_end
 from lighterman.engine.inside import Inside
@@ -43,6 +44,7 @@ from lighterman.spec import (
 )
 from lighterman.supervisor.backend import Backend
 from lighterman.supervisor.client import Client
+from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.watches import Watches
@@ -96,7 +98,7 @@ class Runs:
                 limits.SEGMENT_FILES,
                 policy=record.spec.log_policy,
             ),
-            FirstRun(record.generation + 1, record.manually_stopped),
+            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts),
         ]
         lease = self._leases.job_lease(record)
         if lease is not None:
@@ -148,6 +150,8 @@ class Runs:
         entry.reason = None
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
+        if record.status is not Status.RESTARTING:
+            entry.restarts = b""
         spec = await self.spec_of(entry)
         await self._leases.begin(entry)
         # A store that can't be written refuses the start here, with nothing done.
@@ -214,7 +218,9 @@ class Runs:
 
     async def update(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`."""
-        await asyncio.to_thread(self._inside.host.check_resources, resources)
+        if not isinstance(resources, Resources):
+            raise InvalidSpec(f"resources {resources!r:.140}: must be a lighterman.Resources")
+        await in_thread(self._inside.host.check_resources, resources)
         client, record = self._inside.client_of(entry), entry.record
         await client.update_resources(record.id, resources)
         # The next run, by its policy or asked for, has the same limits.
@@ -246,8 +252,7 @@ class Runs:
 
     async def stop(self, entry: Entry, grace_s: float) -> ExitRecord | None:
         """See `Container.stop`."""
-        if not grace_s >= 0:
-            raise InvalidSpec(f"grace_s {grace_s!r}: must be 0 seconds or more")
+        check_seconds("grace_s", grace_s)
         if await self.end(entry, "stop", grace_s):
             await entry.ended.wait()
         else:
@@ -291,6 +296,7 @@ class Runs:
 
     async def wait_exit(self, entry: Entry, timeout_s: float | None) -> ExitRecord:
         """See `Container.wait`."""
+        check_seconds("timeout_s", timeout_s, none=True)
         try:
             async with self._inside.clock.timeout(timeout_s):
                 return await entry.wait_exit()

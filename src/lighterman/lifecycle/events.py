@@ -35,8 +35,10 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
             again; for people.
         drained: what ended each stream's drain: `eof`, `buffered` (all that was there at the exit, while somebody
             else holds the pipe open), `stuck` (the consumer made no progress).
-        oom_kills, memory_peak_bytes, cpu_ns: of the whole cgroup, read before it was removed.
+        oom_kills, memory_peak_bytes, cpu_ns: of the whole cgroup, read before it was removed; `oom` has the kills of
+            the run so far.
         started_at, finished_at: Unix time in seconds; started_mono, finished_mono: for durations.
+        restarts: for a start and a restart: what the next decisions about restarts rest on (`RestartManager.saved`).
         error: the clean-up's failure, if it failed; changes nothing else.
     """
 
@@ -61,4 +63,5 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     started_mono: float | None = None
     finished_mono: float | None = None
+    restarts: bytes = b""
     error: BaseException | None = None

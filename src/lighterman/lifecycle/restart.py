@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from lighterman import limits
-from lighterman.errors import InvalidState
+from lighterman.errors import InvalidSpec, InvalidState
 from lighterman.spec import RestartPolicy
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
+class RunEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a run ended, as far as the decision cares. A run that never started is a failed one.
 
     Attributes:
@@ -126,17 +126,41 @@ def next_delay(previous_s: float | None, *, ran_for_s: float, policy: RestartPol
     return min(max(previous_s, policy.initial_delay_s) * policy.multiplier, policy.max_delay_s)
 
 
-class RestartManager:
-    """Decides for one container, one end at a time; remembers the back-off and counts the restarts in a row."""
+class _Saved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    restarts: int = 0
+    delay_s: float | None = None
+    ends: tuple[RunEnd, ...] = ()
+    starts: tuple[float, ...] = ()
 
-    def __init__(self, policy: RestartPolicy | RestartRule) -> None:
+
+class RestartManager:
+    """Decides for one container, one end at a time; remembers the back-off and counts the restarts in a row.
+
+    Args: saved: what an earlier one's `saved` gave, in the same life of the host. Raises: InvalidSpec if it did not.
+    """
+
+    def __init__(self, policy: RestartPolicy | RestartRule, saved: bytes = b"") -> None:
         self.policy = policy  # a changed one takes effect at the next decision [L35]
-        self.restarts = 0
-        self._delay_s: float | None = None
+        before = _decoded(saved) if saved else _Saved()
+        self.restarts = before.restarts
+        self._delay_s = before.delay_s
         self._waiting = False
         # Lists, since an empty deque is 760 bytes and most containers never end twice.
-        self._history: list[RunEnd] = []
-        self._starts: list[float] = []
+        self._history: list[RunEnd] = list(before.ends)
+        self._starts: list[float] = list(before.starts)
+
+    def saved(self) -> bytes:
+        """What the next decisions rest on, for one that goes on in its place; empty before the first end."""
+        if not self._history:
+            return b""
+        return msgspec.json.encode(
+            _Saved(
+                restarts=self.restarts,
+                delay_s=self._delay_s,
+                ends=tuple(self._history),
+                starts=tuple(self._starts),
+            )
+        )
 
     def decide(
         self,
@@ -200,6 +224,13 @@ class RestartManager:
     def wait_over(self) -> None:
         """The delay has passed, or the wait was cancelled."""
         self._waiting = False
+
+
+def _decoded(saved: bytes) -> _Saved:
+    try:
+        return msgspec.json.decode(saved, type=_Saved)
+    except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+        raise InvalidSpec(f"a restart history can't be read: {wrong}: it is of another version") from wrong
 
 
 class RestartRate:

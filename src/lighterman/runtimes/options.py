@@ -77,11 +77,16 @@ class WithCheckpoint(CreateOption, frozen=True):
 class FirstRun(CreateOption, frozen=True):
     """The number of the first run, where a container has had runs before. The lifecycle's own; no runtime sees it.
 
-    Attributes: manually_stopped: with `restore`, whether the run that is taken up was asked to end.
+    Attributes:
+        manually_stopped, oom_kills: with `restore`, of the run that is taken up: whether it was asked to end, and how
+            many of its processes were told to have been killed for memory.
+        restarts: of the runs before, as they were told (`StateInfo.restarts`); empty begins anew.
     """
 
     generation: int
     manually_stopped: bool = False
+    oom_kills: int = 0
+    restarts: bytes = b""
 
 
 class WithLease(CreateOption, frozen=True):

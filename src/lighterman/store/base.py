@@ -31,21 +31,34 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What happens together or not at all.
 
     Attributes:
-        save: container id and encoded record. delete: container id. tombstone: instead of what is deleted.
+        save: container id and encoded record. delete: container id, with all that belongs to it. tombstone: instead of
+            what is deleted.
         event: time (Unix, seconds) and body of a row for the journal.
+        restarts: container id and the history of its restarts; an empty one goes.
+        execs_due: container id and exec id of execs whose time is bounded, and when it is over (seconds on
+            CLOCK_MONOTONIC); None for one that has ended.
     """
 
     save: tuple[str, bytes] | None = None
+    restarts: tuple[str, bytes] | None = None
+    execs_due: tuple[tuple[str, str, float | None], ...] = ()
     delete: str | None = None
     tombstone: Tombstone | None = None
     event: tuple[float, bytes] | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was kept. `boot_id` is that of the host when the store was last opened, None for a new one."""
+    """All that was kept.
+
+    Attributes:
+        restarts: by container id. execs_due: container id, exec id, when its time is over; as in `Change`.
+        boot_id: of the host when the store was last opened, None for a new one.
+    """
 
     records: tuple[bytes, ...] = ()
     tombstones: tuple[Tombstone, ...] = ()
+    restarts: dict[str, bytes] = {}
+    execs_due: tuple[tuple[str, str, float], ...] = ()
     boot_id: str | None = None
 
 

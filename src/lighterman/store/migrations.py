@@ -17,6 +17,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         " STRICT",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
     ),
+    3: (
+        "CREATE TABLE restarts (container TEXT PRIMARY KEY, history BLOB NOT NULL) STRICT",
+        "CREATE TABLE execs_due (container TEXT NOT NULL, id TEXT NOT NULL, due REAL NOT NULL,"
+        " PRIMARY KEY (container, id)) STRICT",
+    ),
 }
 SCHEMA = max(MIGRATIONS)
 

@@ -66,6 +66,8 @@ class SqliteStore:
                 Tombstone(*row)
                 for row in self._db.execute("SELECT id, name, until, record FROM tombstones WHERE until > ?", (now,))
             ),
+            restarts=dict(self._db.execute("SELECT container, history FROM restarts")),
+            execs_due=tuple(self._db.execute("SELECT container, id, due FROM execs_due")),
             boot_id=found[0] if found else None,
         )
         self._db.execute("DELETE FROM tombstones WHERE until <= ?", (now,))
@@ -118,8 +120,11 @@ class SqliteStore:
                 "INSERT INTO containers VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
                 change.save,
             )
+        self._apply_details(change)
         if change.delete is not None:
             self._db.execute("DELETE FROM containers WHERE id = ?", (change.delete,))
+            self._db.execute("DELETE FROM restarts WHERE container = ?", (change.delete,))
+            self._db.execute("DELETE FROM execs_due WHERE container = ?", (change.delete,))
         if change.tombstone is not None:
             stone = change.tombstone
             self._db.execute(
@@ -131,6 +136,17 @@ class SqliteStore:
         number = self._db.execute("INSERT INTO events (at, body) VALUES (?, ?)", change.event).lastrowid
         assert number is not None
         return number
+
+    def _apply_details(self, change: Change) -> None:
+        if change.restarts is not None and change.restarts[1]:
+            self._db.execute("INSERT OR REPLACE INTO restarts VALUES (?, ?)", change.restarts)
+        elif change.restarts is not None:
+            self._db.execute("DELETE FROM restarts WHERE container = ?", change.restarts[:1])
+        for container, name, due in change.execs_due:
+            if due is None:
+                self._db.execute("DELETE FROM execs_due WHERE container = ? AND id = ?", (container, name))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO execs_due VALUES (?, ?, ?)", (container, name, due))
 
     async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
         return await self._in_thread(lambda: self._read_events(after, limit))

@@ -74,7 +74,7 @@ class Container:
         self._clock = around.clock
         self._chosen = Chosen(options)
         self._first = self._chosen.first
-        self._restarts = RestartManager(self._chosen.policy)
+        self._restarts = RestartManager(self._chosen.policy, self._first.restarts)
         self._manually_stopped = self._first.manually_stopped
         self._aborted = False
         self._generation = self._first.generation - 1
@@ -334,7 +334,14 @@ class Container:
             await self._undo(run, first)
             raise
         self._run = run
-        self._tell(run, State.START, started_at=run.init.started_at, started_mono=run.init.started_mono)
+        self._tell(
+            run,
+            State.START,
+            started_at=run.init.started_at,
+            started_mono=run.init.started_mono,
+            restarts=self._restarts.saved(),
+        )
+        self._watch_oom(run, 0)
         if run.init.has_unwanted_stdin:
             # In a task of its own: a runtime that does not answer must not keep anybody from watching for the exit.
             self._around.finish(run.init.close_unwanted_stdin(), f"close stdin of {self.id}")
@@ -403,6 +410,7 @@ class Container:
         assert run.init is not None
         self._run = run
         self._tell(run, State.RESTORE, started_at=run.init.started_at, started_mono=run.init.started_mono)
+        self._watch_oom(run, self._first.oom_kills)
         await self._execs.restore(run)
 
     async def _reopen_init(self, run: Run) -> None:
@@ -416,6 +424,13 @@ class Container:
             self._end = await run.init.watch()
         finally:
             self._verbs.poke()
+
+    def _watch_oom(self, run: Run, told: int) -> None:
+        def tell(count: int) -> None:
+            if self._run is run and not run.ended:
+                self._tell(run, State.OOM, oom_kills=count)
+
+        run.system.watch_oom(told, tell)
 
     async def _settle(self, run: Run) -> Run | None:
         """The init process has ended, its output is in safety: end the rest, decide, tell. Returns the next run."""
@@ -450,7 +465,8 @@ class Container:
             return None
         # Why nobody knows how it ended is said first.
         reason = decision.reason if end.code is not None else how["reason"]
-        self._tell(run, State.RESTART, then=run.init.forget, **(how | {"reason": reason}))
+        told = how | {"reason": reason, "restarts": self._restarts.saved()}
+        self._tell(run, State.RESTART, then=run.init.forget, **told)
         return await self._restart(run, decision, how)
 
     def _decide(self, end: RunEnd, forced: str | None = None, *, lease_ended: bool = False) -> Decision:

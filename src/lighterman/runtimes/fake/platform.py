@@ -267,6 +267,7 @@ class SimulatedSystem:
     shutting_down: bool = False
     terminating: bool = False
     oom_kills: int = 0
+    oom_ears: list[Callable[[], None]] = field(default_factory=list)
     pending_updates: bool = False
     resources: list[Resources] = field(default_factory=list)
     processes: dict[str, SimulatedProcess] = field(default_factory=dict)
@@ -336,6 +337,12 @@ class SimulatedSystem:
             else:
                 process._deliver(KILL)
         self._check_ended()
+
+    def oom_kill(self) -> None:
+        """A process of it that nobody knows is killed for memory."""
+        self.oom_kills += 1
+        for ear in tuple(self.oom_ears):
+            ear()
 
     def process_ended(self, process: SimulatedProcess) -> None:
         """One of its processes has ended."""

@@ -229,6 +229,8 @@ class FakeRuntime:
         for handle in self._handles:
             if isinstance(handle, FakeComputeProcess):
                 handle.drop_ends()
+        for system in self.systems.values():
+            system.oom_ears.clear()
         self._handles.clear()
         self._pipes.clear()
         self.descriptors.clear()
@@ -467,6 +469,17 @@ class FakeComputeSystem:
             return OomCounters(oom_kills=self.system.oom_kills)
 
         return await self._do("oom_counters", oom_counters)
+
+    def watch_oom(self, told: int, tell: Callable[[int], None]) -> None:
+        def hear() -> None:
+            nonlocal told
+            init = self.system.processes.get("init")
+            if not self.closed and self.system.oom_kills > told and init is not None and not init.ended.is_set():
+                told = self.system.oom_kills
+                tell(told)
+
+        self.system.oom_ears.append(hear)
+        asyncio.get_running_loop().call_soon(hear)
 
     async def stuck(self) -> str | None:
         return f"pid {self.system.init.pid} in fake_wait" if self.system.init and self.system.init.unkillable else None

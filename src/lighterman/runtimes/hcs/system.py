@@ -189,6 +189,9 @@ class HcsSystem:
     async def pids(self) -> Sequence[int]:
         return sorted(process.pid for process in await self.process_list())
 
+    def watch_oom(self, told: int, tell: Callable[[int], None]) -> None:
+        """Windows kills nobody for memory: an allocation fails."""
+
     async def oom_counters(self) -> OomCounters | None:
         """Windows counts nothing of the kind."""
         return None

@@ -19,7 +19,7 @@ from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
-from lighterman.threads import in_thread
+from lighterman.threads import in_thread, let_go
 
 __all__ = ["open_runtime"]
 
@@ -105,3 +105,4 @@ async def _given_back(place: StateRoot, keeper: KeeperClient | None) -> None:
     if place.private:
         await in_thread(place.remove)
     await in_thread(place.release)
+    let_go()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -21,10 +20,11 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
-from lighterman.runtimes.oci.bundle import unlink_all
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.processes import PidRef, has_exited, send_signal, wait_exit_status
+from lighterman.runtimes.oci.tree import Members
 from lighterman.spec import ExitCode
+from lighterman.threads import in_thread
 
 __all__ = ["OciProcess"]
 
@@ -35,8 +35,8 @@ class OciProcess:
     Args:
         pidfd: ours to close; None if it had been reaped before anybody could take one.
         terminal: a further descriptor of the terminal's master for its size, ours to close.
-        kill_tree: ends an exec with all that it has started; blocking.
-        litter: files to unlink when nobody waits any more.
+        members: of an exec, by its pid: all that it has started. None for an init process.
+        clean_up: takes away what was there for it alone, when nobody waits any more; blocking.
         start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
     """
@@ -53,8 +53,8 @@ class OciProcess:
         keeper: KeeperClient | None,
         known_exit: JobExit | None = None,
         start_time: int | None = None,
-        kill_tree: Callable[[int], None] | None = None,
-        litter: tuple[str, ...] = (),
+        members: Callable[[int], Members] | None = None,
+        clean_up: Callable[[], None] | None = None,
     ) -> None:
         self.job = job
         self._pid = pid
@@ -64,8 +64,8 @@ class OciProcess:
         self._stdio = stdio
         self._terminal = terminal
         self._keeper = keeper
-        self._kill_tree = kill_tree
-        self._litter = litter
+        self._members = members
+        self._clean_up = clean_up
         self._exit = known_exit
         self._gone = known_exit is not None
         self._closed = False
@@ -82,6 +82,10 @@ class OciProcess:
     def has_exited(self) -> bool:
         """Whether its end has been seen here."""
         return self._gone
+
+    def members(self) -> Members | None:
+        """Of an exec: all that it has started, itself included."""
+        return self._members(self._pid) if self._members is not None else None
 
     def started(self) -> tuple[float, float] | None:
         return self._started_mono, time.time() - (time.monotonic() - self._started_mono)
@@ -125,8 +129,9 @@ class OciProcess:
     async def kill(self, signal: int) -> None:
         if self._gone or self._pidfd is None:
             raise AlreadyStopped(f"process {self._pid} has ended")
-        if signal == signals.SIGKILL and self._kill_tree is not None and not has_exited(self._pidfd):
-            await asyncio.to_thread(self._kill_tree, self._pid)
+        if signal == signals.SIGKILL and self._members is not None and not has_exited(self._pidfd):
+            # To list them reads files too.
+            await in_thread(lambda members: members(self._pid).kill(), self._members)
             if self._pidfd is not None:
                 # The process is part of its tree: gone by now is what was asked for.
                 with contextlib.suppress(AlreadyStopped):
@@ -169,8 +174,9 @@ class OciProcess:
         with contextlib.suppress(KeeperLost):
             if self._keeper is not None:
                 await self._keeper.acknowledge(self.job)
-        if self._litter:
-            await asyncio.to_thread(unlink_all, *self._litter)
+        clean_up, self._clean_up = self._clean_up, None
+        if clean_up is not None:
+            await in_thread(clean_up)
 
     def __repr__(self) -> str:
         return f"<OciProcess {self.job} pid {self._pid}>"

@@ -23,6 +23,7 @@ __all__ = [
     "PidRef",
     "family_of",
     "has_exited",
+    "is_dying",
     "open_pidfd_checked",
     "pidfd_exit_status",
     "process_summaries",
@@ -195,6 +196,19 @@ def family_of(pid: int) -> tuple[int, int] | None:
     """Its parent and the leader of its session; None if there is no such process, or it is dead and unreaped."""
     fields = _stat(pid)
     return (int(fields[1]), int(fields[3])) if fields and fields[0] not in "ZX" else None
+
+
+def is_dying(pid: int) -> bool:
+    """Whether it has a SIGKILL that it has not died of yet, is on its way out, or is gone."""
+    fields = _stat(pid)
+    # Field 9 of stat: the kernel's flags, of which 0x4 is PF_EXITING.
+    if not fields or fields[0] in "ZX" or int(fields[6]) & 0x4:
+        return True
+    for line in (_read(pid, "status") or b"").splitlines():
+        name, _, mask = line.partition(b":")
+        if name in (b"SigPnd", b"ShdPnd") and int(mask, 16) & 1 << 8:
+            return True
+    return False
 
 
 def process_summaries(pids: Iterable[int]) -> list[ProcessSummary]:

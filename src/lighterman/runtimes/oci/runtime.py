@@ -24,19 +24,22 @@ from lighterman.keeper.client import KeeperClient
 from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
 from lighterman.runtimes.oci.adoption import adopt, find_evidence
 from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost
+from lighterman.runtimes.oci.calls import RuntimeCall, decode_meta
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.mounts import detached_overlay
+from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.removal import remove_natively
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
-from lighterman.runtimes.oci.system import OciSystem, RuntimeCall, decode_meta
-from lighterman.runtimes.oci.tree import Tree
+from lighterman.runtimes.oci.system import OciSystem
+from lighterman.runtimes.oci.tree import Members
 from lighterman.runtimes.oci.upper import make_upper
 from lighterman.runtimes.options import OutputSegments, WithLease
 from lighterman.spec import Overlay, PlainRoot, ProcessConfig, Spec
+from lighterman.threads import in_thread
 
 __all__ = ["CGROUP_PARENT", "OciRuntime"]
 
@@ -52,9 +55,18 @@ class _Namespace(msgspec.Struct, frozen=True):
     path: str | None = None
 
 
+class _Memory(msgspec.Struct, frozen=True):
+    limit: int | None = None
+
+
+class _Resources(msgspec.Struct, frozen=True):
+    memory: _Memory | None = None
+
+
 class _Linux(msgspec.Struct, frozen=True, rename="camel"):
     cgroups_path: str | None = None
     namespaces: tuple[_Namespace, ...] = ()
+    resources: _Resources | None = None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -66,6 +78,11 @@ class _Document(msgspec.Struct, frozen=True):
     @property
     def own_pid_namespace(self) -> bool:
         return any(one.type == "pid" and not one.path for one in self.linux.namespaces)
+
+    @property
+    def memory_limited(self) -> bool:
+        memory = self.linux.resources.memory if self.linux.resources is not None else None
+        return memory is not None and memory.limit is not None and memory.limit > 0
 
 
 class OciRuntime:
@@ -87,6 +104,7 @@ class OciRuntime:
         cgroups: CgroupHost,
         filters: FilterCache | None = None,
         slots: StartSlots | None = None,
+        oom_ears: OomEars | None = None,
     ) -> None:
         self._call = call
         self._version = version
@@ -96,6 +114,7 @@ class OciRuntime:
         self._cgroups = cgroups
         self._filters = filters
         self._slots = slots or StartSlots()
+        self._oom_ears = oom_ears or OomEars(cgroups)
         self._systems: dict[str, OciSystem] = {}
         self._removals: dict[str, asyncio.Task[None]] = {}
 
@@ -131,24 +150,26 @@ class OciRuntime:
             spec = _with_cgroup_path(spec, cgroup_path)
         bundle = Bundle(f"{self._run_dir}/bundles/{id}")
         # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
-        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, bundle, spec))
+        preparing = asyncio.ensure_future(in_thread(self._prepare, bundle, spec))
         try:
             mount = await to_its_end(preparing)
         except asyncio.CancelledError:
             if preparing.exception() is None:
-                await to_its_end(asyncio.to_thread(_undo_prepare, bundle, preparing.result()))
+                await to_its_end(in_thread(_undo_prepare, bundle, preparing.result()))
             raise
+        cgroup = Cgroup(cgroup_path, self._cgroups)
         system = OciSystem(
             id,
             call=self._call,
             keeper=lambda: self.keeper,
             bundle=bundle,
-            cgroup=Cgroup(cgroup_path, self._cgroups),
+            cgroup=cgroup,
             cgroup_path=cgroup_path,
             process=spec.process,
             mount=mount,
             plain_root=spec.rootfs.path if isinstance(spec.rootfs, PlainRoot) else None,
             own_pid_namespace=document.own_pid_namespace,
+            oom=OomWatch(cgroup, self._oom_ears, limited=document.memory_limited),
             segments=segments,
             lease=lease,
             start_slot=self._slots.slot,
@@ -167,10 +188,10 @@ class OciRuntime:
         system = self._systems.get(id)
         return system.reach() if system else None
 
-    def tree(self, id: str, pid: int) -> Tree | None:
-        """What the process `pid` of a container has started; None where the container is not known."""
+    def members(self, id: str, pid: int) -> Members | None:
+        """What the exec `pid` of a container has started; None where it is not known."""
         system = self._systems.get(id)
-        return Tree(pid, system.cgroup.pids) if system else None
+        return system.members(pid) if system else None
 
     def root_of(self, id: str) -> int | None:
         """The descriptor of a container's mounted root, for looking inside; None where there is no mount of ours."""
@@ -220,7 +241,7 @@ class OciRuntime:
         if kept is not None:
             return kept
         # No keeper knows of it; if one was lost, the runtime's own state still names the process.
-        evidence = await asyncio.to_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
+        evidence = await in_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
         system = self._opened(id, None, None, None)
@@ -249,16 +270,18 @@ class OciRuntime:
         return adopt(evidence)
 
     def _opened(self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None) -> OciSystem:
+        cgroup = Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups)
         system = OciSystem(
             id,
             call=self._call,
             keeper=lambda: self.keeper,
             bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
-            cgroup=Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups),
+            cgroup=cgroup,
             cgroup_path=f"{CGROUP_PARENT}/{id}",
             process=ProcessConfig(),
             mount=mount,
             own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
+            oom=OomWatch(cgroup, self._oom_ears, limited=True),  # likewise not known
             segments=segments,
             lease=lease,
             start_slot=self._slots.slot,
@@ -286,12 +309,12 @@ class OciRuntime:
                 # Not found: it was acknowledged, and nobody else holds the mount any more.
                 with contextlib.suppress(NotFound, KeeperLost):
                     await self.keeper.close_held(system.init_job, ["rootfs"])
-            left = await asyncio.to_thread(self._take_away, system)
+            left = await in_thread(self._take_away, system)
             if left:
                 log.info("container %s: left to `%s delete`: %s", system.id, self.name, ", ".join(left))
-                await asyncio.to_thread(os.makedirs, system.bundle.path, exist_ok=True)
+                await in_thread(os.makedirs, system.bundle.path, exist_ok=True)
                 await system.command("delete", "--force", system.id)
-                left = await asyncio.to_thread(self._take_away, system)
+                left = await in_thread(self._take_away, system)
             if left:
                 log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
         except (LightermanError, OSError) as failed:
@@ -319,6 +342,7 @@ class OciRuntime:
         for system in tuple(self._systems.values()):
             await system.let_go()
         self._systems.clear()
+        self._oom_ears.close()
 
 
 def _undo_prepare(bundle: Bundle, mount: int | None) -> None:

@@ -13,6 +13,7 @@ from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import open_pidfd_checked
+from lighterman.runtimes.oci.tree import Members
 
 __all__ = ["Ends", "make_ends", "taken_over"]
 
@@ -101,7 +102,8 @@ async def taken_over(
     *,
     terminal: bool,
     started_mono: float,
-    kill_tree: Callable[[int], None] | None,
+    members: Callable[[int], Members] | None,
+    clean_up: Callable[[], None] | None,
 ) -> OciProcess:
     """A process that an earlier engine has started, with the keeper's duplicates as its streams."""
     held = await keeper.fetch(job.job)
@@ -137,5 +139,6 @@ async def taken_over(
         stdio=stdio,
         terminal=size,
         keeper=keeper,
-        kill_tree=kill_tree,
+        members=members,
+        clean_up=clean_up,
     )

@@ -1,4 +1,4 @@
-"""The kernel's mount calls, which the standard library does not have. ctypes is imported when the first is made."""
+"""System calls that the standard library does not have. ctypes is imported when the first is made."""
 
 from __future__ import annotations
 
@@ -50,6 +50,28 @@ def unshare_fs() -> None:
 def set_network_namespace(descriptor: int) -> None:
     """Bring the calling thread into another network namespace. Raises: OSError."""
     if libc().setns(descriptor, CLONE_NEWNET) == -1:
+        _raise()
+
+
+def inotify_init() -> int:
+    """A descriptor, non-blocking and close-on-exec. Raises: OSError."""
+    descriptor: int = libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor == -1:
+        _raise()
+    return descriptor
+
+
+def inotify_add_watch(descriptor: int, path: str, mask: int) -> int:
+    """The watch's own number. Raises: OSError."""
+    watch: int = libc().inotify_add_watch(descriptor, os.fsencode(path), mask)
+    if watch == -1:
+        _raise()
+    return watch
+
+
+def inotify_rm_watch(descriptor: int, watch: int) -> None:
+    """Raises: OSError."""
+    if libc().inotify_rm_watch(descriptor, watch) == -1:
         _raise()
 
 

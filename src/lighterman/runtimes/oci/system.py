@@ -9,7 +9,7 @@ import signal as signals
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal
+from functools import partial
 
 import msgspec
 
@@ -29,52 +29,26 @@ from lighterman.errors import (
 from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
+from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
 from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
 from lighterman.runtimes.oci.document import encode_process
+from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
 from lighterman.runtimes.oci.failures import runtime_failed
+from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
-from lighterman.runtimes.oci.tree import kill_tree
+from lighterman.runtimes.oci.tree import Members, Tree
 from lighterman.runtimes.options import OutputSegments
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
+from lighterman.threads import in_thread, look_at_files
 
-__all__ = ["JobMeta", "OciSystem", "RuntimeCall", "decode_meta"]
+__all__ = ["OciSystem"]
 
 
 _EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
-
-
-class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What a later engine needs to take a process over; kept by the keeper with the job. `name` is the process's."""
-
-    kind: Literal["init", "exec"]
-    id: str
-    runtime: str
-    name: str
-    terminal: bool
-    started_mono: float
-    segments: OutputSegments | None = None
-    lease: str | None = None
-
-    @property
-    def generation(self) -> int:
-        """The run that the process belongs to; 1 where nobody counts them."""
-        return self.segments.generation if self.segments is not None else 1
-
-
-class RuntimeCall(msgspec.Struct, frozen=True, kw_only=True):
-    """How one runtime is called."""
-
-    name: str
-    executable: str
-    root: str
-
-    def argv(self, log: str, *words: str) -> tuple[str, ...]:
-        """The argument vector of one command, whose own words go to `log`."""
-        return (self.name, "--root", self.root, "--log", log, "--log-format", "json", *words)
 
 
 class OciSystem:
@@ -93,6 +67,7 @@ class OciSystem:
         mount: int | None,
         plain_root: str | None = None,
         own_pid_namespace: bool,
+        oom: OomWatch,
         segments: OutputSegments | None,
         lease: str | None,
         start_slot: Callable[[], AbstractAsyncContextManager[None]],
@@ -108,10 +83,12 @@ class OciSystem:
         self._keeper = keeper
         self._process = process
         self._own_pid_namespace = own_pid_namespace
+        self._oom = oom
         self._segments = segments
         self._lease = lease
         self._start_slot = start_slot
         self._queue_removal = queue_removal
+        self._undoing: set[asyncio.Future[None]] = set()
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
         self._init: OciProcess | None = None
@@ -119,6 +96,7 @@ class OciSystem:
         self._terminating = False
         self._closed = False
         self._strays: Strays | None = None  # made at the first exec
+        self._exec_cgroups = ExecCgroups(cgroup, possible=call.exec_cgroups)
 
     @property
     def id(self) -> str:
@@ -179,9 +157,19 @@ class OciSystem:
         command = ["exec", "--detach", "--process", f"/proc/self/fd/{_EXEC_FD}", "--pid-file", pid_file]
         if process.terminal:
             command += ["--console-socket", console]
-        spec = _in_memory(encode_process(process))
+        own = await self._exec_cgroups.make()
+        if own is not None:
+            command += ["--cgroup", own.name]
+
+        def clean_up() -> None:
+            unlink_all(pid_file, log)
+            if own is not None:
+                self._exec_cgroups.leave(own)
+
+        spec = -1
         try:
-            async with self._starting_exec():
+            spec = _in_memory(encode_process(process))
+            async with self._starting_exec(own):
                 made = self._execs[exec_id] = await self._spawn(
                     "exec",
                     exec_id,
@@ -191,16 +179,23 @@ class OciSystem:
                     console=console if process.terminal else None,
                     log=log,
                     extra_fds={_EXEC_FD: spec},
-                    litter=(pid_file, log),
+                    own=own,
+                    clean_up=clean_up,
                 )
         except BaseException:
-            await asyncio.to_thread(unlink_all, pid_file, log)
+            if own is not None:
+                # What a runtime that failed has started is in there.
+                await in_thread(own.kill)
+            await in_thread(clean_up)
             raise
         finally:
-            os.close(spec)
+            if spec >= 0:
+                os.close(spec)
         return made
 
-    def _starting_exec(self) -> AbstractAsyncContextManager[None]:
+    def _starting_exec(self, own: OwnCgroup | None) -> AbstractAsyncContextManager[None]:
+        if own is not None:
+            return contextlib.nullcontext()
         if not self._own_pid_namespace:
             # Its orphans are the keeper's children too: a stray can't be told from them.
             return contextlib.nullcontext()
@@ -222,11 +217,12 @@ class OciSystem:
         console: str | None,
         log: str,
         extra_fds: dict[int, int] | None = None,
-        litter: tuple[str, ...] = (),
+        own: OwnCgroup | None = None,
+        clean_up: Callable[[], None] | None = None,
     ) -> OciProcess:
         ends = make_ends(terminal=process.terminal, stdin=process.stdin)
         try:
-            job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console)
+            job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console, own=own)
             async with self._start_slot():
                 spawned = await self._spawn_or_undo(job, operation)
             if spawned.status != 0 or spawned.pid is None:
@@ -247,12 +243,17 @@ class OciSystem:
             stdio=stdio,
             terminal=terminal,
             keeper=self._keeper(),
-            kill_tree=self._kill_tree if operation == "exec" else None,
-            litter=litter,
+            members=self._members(own) if operation == "exec" else None,
+            clean_up=clean_up,
         )
 
-    def _kill_tree(self, pid: int) -> None:
-        kill_tree(pid, self.cgroup.pids)
+    def _members(self, own: OwnCgroup | None) -> Callable[[int], Members]:
+        """All that an exec has started, by its pid: what is in its own cgroup, or its family in the container's."""
+        return lambda pid: own if own is not None else Tree(pid, self.cgroup.pids)
+
+    def members(self, pid: int) -> Members | None:
+        """Of the exec with that pid; None where none has it."""
+        return next((process.members() for process in self._execs.values() if process.pid == pid), None)
 
     def _job(
         self,
@@ -264,6 +265,7 @@ class OciSystem:
         *,
         pid_file: str,
         console: str | None,
+        own: OwnCgroup | None,
     ) -> Job:
         hold = dict(ends.hold)
         mount = None
@@ -284,6 +286,7 @@ class OciSystem:
             started_mono=asyncio.get_running_loop().time(),
             segments=self._segments,
             lease=self._lease,
+            cgroup=own.name if own is not None else None,
         )
         return Job(
             job=f"{self._id}:{uuid.uuid4().hex[:12]}",
@@ -321,18 +324,24 @@ class OciSystem:
                 container=self._id,
             ) from failed
         except asyncio.CancelledError:
-            # Lost with its keeper it fails too, whether or not anybody asks for that any more.
-            spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
-            try:
-                await self._keeper().abort(job.job)
-                spawned = await spawning
-            except KeeperLost:
-                raise asyncio.CancelledError from None
-            await self._discard(job.job, spawned)
+            undoing = asyncio.ensure_future(self._undo_spawn(job.job, spawning))
+            # Cancelled again, nobody waits for it, and it goes on.
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            await asyncio.shield(undoing)
             raise
 
-    async def _discard(self, job: str, spawned: Spawned) -> None:
+    async def _undo_spawn(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
         """End a process that nobody wants any more and forget it."""
+        # Lost with its keeper it fails too, whether or not anybody asks for that any more.
+        spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await self._keeper().abort(job)
+            await self._discard(job, await spawning)
+        except (KeeperLost, RuntimeFailed):
+            return  # there is nothing then, or the next keeper finds it
+
+    async def _discard(self, job: str, spawned: Spawned) -> None:
         if spawned.console is not None:
             os.close(spawned.console)
         if spawned.pidfd is not None:
@@ -351,16 +360,19 @@ class OciSystem:
         config: str | None = self.bundle.config
         if self._init is not None:
             root, config = f"/proc/{self._init.pid}/root", None
-        return await asyncio.to_thread(
-            runtime_failed,
-            runtime=self.call.name,
-            operation=operation,
-            container=self._id,
-            process=process,
-            spawned=spawned,
-            log=log,
-            root=root,
-            config=config,
+        return await look_at_files(
+            f"the root of container {self._id}",
+            partial(
+                runtime_failed,
+                runtime=self.call.name,
+                operation=operation,
+                container=self._id,
+                process=process,
+                spawned=spawned,
+                log=log,
+                root=root,
+                config=config,
+            ),
         )
 
     # ---- taking over ----
@@ -375,7 +387,7 @@ class OciSystem:
         if kept is not None:
             return kept
         if process_id == "init" and self.adopt is not None:
-            self._init = await asyncio.to_thread(self.adopt)
+            self._init = await in_thread(self.adopt)
             return self._init
         raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
 
@@ -391,7 +403,8 @@ class OciSystem:
                 job,
                 terminal=meta.terminal,
                 started_mono=meta.started_mono,
-                kill_tree=self._kill_tree if meta.kind == "exec" else None,
+                members=self._members(self._exec_cgroups.found(meta.cgroup)) if meta.kind == "exec" else None,
+                clean_up=self._exec_cgroups.leaving(meta.cgroup),
             )
             if meta.kind == "init":
                 self._init = process
@@ -402,7 +415,9 @@ class OciSystem:
 
     async def exec_ids(self) -> Sequence[str]:
         metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs(of=f"{self._id}:")]
-        return [meta.name for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
+        ours = [meta for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
+        await in_thread(self._exec_cgroups.take_up, {meta.cgroup for meta in ours})
+        return [meta.name for meta in ours]
 
     # ---- ending ----
 
@@ -437,7 +452,7 @@ class OciSystem:
             raise OperationPending(f"container {self._id} is being killed", container=self._id)
 
     async def _kill_cgroup(self) -> None:
-        if not await asyncio.to_thread(self.cgroup.kill):
+        if not await in_thread(self.cgroup.kill):
             raise OperationPending(f"processes of container {self._id} have not died yet", container=self._id)
 
     async def wait(self) -> None:
@@ -449,7 +464,7 @@ class OciSystem:
 
     async def pause(self) -> None:
         self._must_run()
-        await asyncio.to_thread(self._freeze)
+        await in_thread(self._freeze)
 
     def _freeze(self) -> None:
         if self.cgroup.is_frozen():
@@ -457,7 +472,7 @@ class OciSystem:
         self.cgroup.freeze()
 
     async def resume(self) -> None:
-        await asyncio.to_thread(self._thaw)
+        await in_thread(self._thaw)
 
     def _thaw(self) -> None:
         if not self.cgroup.is_frozen():
@@ -466,22 +481,29 @@ class OciSystem:
 
     async def statistics(self) -> Statistics:
         self._must_run()
-        return await asyncio.to_thread(self.cgroup.statistics)
+        return await in_thread(self.cgroup.statistics)
 
     async def pids(self) -> Sequence[int]:
-        return sorted(await asyncio.to_thread(self.cgroup.pids))
+        return sorted(await in_thread(self.cgroup.pids))
 
     async def process_list(self) -> Sequence[ProcessSummary]:
         self._must_run()
-        return await asyncio.to_thread(lambda: process_summaries(sorted(self.cgroup.pids())))
+        # To read a command line can wait for a process that hangs in the kernel.
+        return await look_at_files(
+            f"the processes of container {self._id}", lambda: process_summaries(sorted(self.cgroup.pids()))
+        )
 
     async def oom_counters(self) -> OomCounters | None:
         # On the way of every exit: a few small reads of cgroupfs, which is memory, cost less than a thread's turn.
         kills, peak, cpu = self.cgroup.final_counters()
         return OomCounters(oom_kills=kills, memory_peak_bytes=peak, cpu_ns=cpu)
 
+    def watch_oom(self, told: int, tell: Callable[[int], None]) -> None:
+        if self._init is not None:
+            self._oom.begin(self._init, told, tell)
+
     async def stuck(self) -> str | None:
-        return await asyncio.to_thread(self._stuck)
+        return await in_thread(self._stuck)
 
     def _stuck(self) -> str | None:
         places = {pid: uninterruptible(pid) for pid in sorted(self.cgroup.pids())}
@@ -493,11 +515,13 @@ class OciSystem:
     async def update_resources(self, resources: Resources) -> None:
         self._must_run()
         path = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.json"
-        await asyncio.to_thread(write_file, path, msgspec.json.encode(resources_to_oci(resources)))
+        await in_thread(write_file, path, msgspec.json.encode(resources_to_oci(resources)))
         try:
             await self.command("update", "--resources", path, self._id)
         finally:
-            await asyncio.to_thread(unlink_all, path)
+            await in_thread(unlink_all, path)
+        if resources.memory_bytes is not None:
+            self._oom.has_a_limit()
 
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
         raise NotSupported(f"{self.call.name}: checkpoint is not supported here", container=self._id)
@@ -524,7 +548,7 @@ class OciSystem:
                 raise await self._failure(operation, ProcessConfig(), spawned, log)
         finally:
             os.close(null)
-            await asyncio.to_thread(unlink_all, log)
+            await in_thread(unlink_all, log)
 
     def _must_run(self) -> None:
         if self._init is None or self._init.has_exited:
@@ -536,10 +560,12 @@ class OciSystem:
         if self._closed:
             raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
         self._closed = True
+        self._oom.end()
         self._queue_removal(self)
 
     async def let_go(self) -> None:
         """Close what we hold of it; what runs goes on, and the keeper has its own duplicates."""
+        self._oom.end()
         if self._strays is not None:
             await self._strays.settled()
         for process in (self._init, *self._execs.values()):
@@ -548,7 +574,7 @@ class OciSystem:
                     await process.close()
         if self.mount is not None:
             mount, self.mount = self.mount, None
-            await asyncio.to_thread(os.close, mount)
+            await in_thread(os.close, mount)
 
 
 def _in_memory(content: bytes) -> int:
@@ -563,11 +589,3 @@ def _in_memory(content: bytes) -> int:
     while rest:
         rest = rest[os.write(memfd, rest) :]
     return memfd
-
-
-def decode_meta(encoded: bytes) -> JobMeta | None:
-    """None for a job of somebody else."""
-    try:
-        return msgspec.json.decode(encoded, type=JobMeta)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return None

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from lighterman.runtimes.oci.cgroups.killing import kill_listed
 from lighterman.runtimes.oci.processes import family_of, read_start_time
 
-__all__ = ["Tree", "kill_tree"]
+__all__ = ["Members", "Tree", "kill_tree"]
 
 _PASSES_S = 2.0  # a tree that forks faster than it can be listed is left to the end of its container
+
+
+class Members(Protocol):
+    """An exec process with all that it has started. Blocking."""
+
+    def look(self) -> set[int]:
+        """Their numbers now. Who is seen belongs to it from then on, also when its parents have ended."""
+
+    def kill(self) -> None:
+        """SIGKILL for all of it. Returns when none is alive, or after a bound."""
 
 
 class Tree:

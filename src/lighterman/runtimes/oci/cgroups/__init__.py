@@ -2,7 +2,18 @@
 
 from lighterman.runtimes.oci.cgroups.cgroup import Cgroup
 from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy, cgroup_host
+from lighterman.runtimes.oci.cgroups.oom import OomEar, OomEars
 from lighterman.runtimes.oci.cgroups.poke import Poke
 from lighterman.runtimes.oci.cgroups.resources import check_resources, resources_to_oci
 
-__all__ = ["Cgroup", "CgroupHost", "Hierarchy", "Poke", "cgroup_host", "check_resources", "resources_to_oci"]
+__all__ = [
+    "Cgroup",
+    "CgroupHost",
+    "Hierarchy",
+    "OomEar",
+    "OomEars",
+    "Poke",
+    "cgroup_host",
+    "check_resources",
+    "resources_to_oci",
+]

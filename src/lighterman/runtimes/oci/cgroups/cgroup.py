@@ -21,6 +21,8 @@ _FREEZE_WAIT_S = 10.0  # a process in uninterruptible sleep delays it; everythin
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.02
 # What rmdir says of a cgroup with processes, or with others below.
 _BUSY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
+# What mkdir says where there can be none below: gone, cgroup.max.descendants or .depth reached, read-only, forbidden.
+_NO_CHILD = files.GONE | {errno.EAGAIN, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class _Freezer(Protocol):
@@ -53,6 +55,11 @@ class Cgroup:
     def __repr__(self) -> str:
         return f"<Cgroup {self.path} ({self.host.layout})>"
 
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self._components[-1]
+
     # ---- what is there -------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -75,6 +82,42 @@ class Cgroup:
             if populated if populated is not None else any(True for _ in _listed(directory)):
                 return False
         return True
+
+    # ---- a part of it --------------------------------------------------------------------------------------------
+
+    def child(self, name: str) -> Cgroup:
+        """The cgroup of that name directly below, there or not. Raises: InvalidSpec for a name that could climb."""
+        return Cgroup(f"{self.path}/{name}", self.host)
+
+    def make_child(self, name: str) -> Cgroup | None:
+        """Make one below for a part of its processes, with no limits of its own: no controller is switched on for it.
+
+        None where a runtime can't put a process there: version 1, where each part would need all limits again; a cgroup
+        that is gone, may have no more below it, is read-only, or that its workload has made threaded.
+        """
+        if self.host.layout != "v2":
+            return None
+        hierarchy = self.host.hierarchies[0]
+        directory = files.open_directory(hierarchy.mount_point, self._components)
+        if directory is None:
+            return None
+        try:
+            try:
+                os.mkdir(name, 0o755, dir_fd=directory)
+            except OSError as refused:
+                if refused.errno in _NO_CHILD:
+                    return None
+                raise
+            if not v2.takes_processes(directory, name):
+                _removed(directory, name)
+                return None
+        finally:
+            os.close(directory)
+        return self.child(name)
+
+    def children(self) -> list[str]:
+        """Names of the cgroups directly below, in any hierarchy."""
+        return sorted({name for _, directory in self._directories() for name in files.subdirectories(directory)})
 
     # ---- freezing ------------------------------------------------------------------------------------------------
 

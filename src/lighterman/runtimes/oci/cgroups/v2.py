@@ -20,6 +20,12 @@ def populated(directory: int) -> bool | None:
     return None if count is None else count != 0
 
 
+def takes_processes(parent: int, name: str) -> bool:
+    """Whether the cgroup `name` below is one for processes, and not within a threaded subtree."""
+    kind = files.read(parent, f"{name}/cgroup.type") or "domain"  # Linux before 4.14 knows no other
+    return kind.strip() in ("domain", "domain threaded")
+
+
 def set_frozen(directory: int, frozen: bool) -> bool:
     """Ask for it, for the whole subtree; False if the cgroup is gone."""
     return files.write(directory, "cgroup.freeze", "1" if frozen else "0")
