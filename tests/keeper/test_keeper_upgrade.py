@@ -16,38 +16,11 @@ import pytest
 from keeper_support import EXIT_RUNTIME, RUNTIME, SLOW_RUNTIME, Keepers, alive, exit_code, read_pipe, text_of
 from test_keeper_takeover import finish, written
 
+from builds import Builds
 from lighterman.errors import InvalidState, NotSupported, RuntimeFailed
-from lighterman.keeper import boot, client, launch, wire
+from lighterman.keeper import boot, launch, wire
 from lighterman.keeper.client import KeeperClient, SegmentPlan
 from support import eventually
-
-PROGRAM = Path(launch.__file__).parent
-
-
-class Builds:
-    """Copies of the keeper program, each of another build."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._root = root
-        self._monkeypatch = monkeypatch
-        self._count = 0
-
-    def use(self, change: Callable[[Path], None] = lambda _path: None) -> str:
-        """From now on engines have another one; its name."""
-        self._count += 1
-        path = self._root / f"build-{self._count}"
-        path.mkdir()
-        for file in PROGRAM.glob("*.py"):
-            shutil.copy(file, path)
-        wire_text = (path / "wire.py").read_text()
-        (path / "wire.py").write_text(f"{wire_text}\n# build {self._count}\n")
-        change(path)
-        name = f"build-{self._count}"
-        words = [*launch.program()[:-1], str(path / "__main__.py")]
-        for module in (client, launch):
-            self._monkeypatch.setattr(module, "build", lambda: name)
-            self._monkeypatch.setattr(module, "program", lambda: words)
-        return name
 
 
 @pytest.fixture
@@ -87,7 +60,7 @@ async def test_another_build_takes_over_in_the_same_process(keepers: Keepers, bu
     assert newer.build == name != keeper.build
     assert newer.pid == keeper.pid
     assert str(keepers.directory()) in words_of(newer.pid)
-    assert any(f"/{name}/__main__.py" in word for word in words_of(newer.pid))
+    assert is_of_build(newer.pid, name)
     await keeper.wait_lost()  # fenced, as ever
     assert text_of(f"/proc/{keeper.pid}/comm").strip() == "lighterman-keep"
     assert text_of(f"/proc/{keeper.pid}/limits") == limits

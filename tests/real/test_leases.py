@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lease_support import CGROUPS, Owner, ends_within, gone
 from real_support import keeper_pid, process_is_there, running_in
 
 from lighterman import Engine, InvalidSpec, InvalidState, NotFound, UsageError
@@ -22,31 +22,6 @@ from lighterman.roots import StateRoot
 from support import eventually, eventually_sync
 
 pytestmark = pytest.mark.real
-
-_CGROUPS = Path("/sys/fs/cgroup")
-
-
-class Owner:
-    """A program with an engine of its own, in a session of its own; see lease_owner.py."""
-
-    def __init__(self, root: Path | None, *options: dict[str, object]) -> None:
-        script = Path(__file__).with_name("lease_owner.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(root or "-"), json.dumps(options)],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        made = [self.process.stdout.readline().split() for _ in options]
-        self.pids = [int(pid) for pid, _ in made]
-        self.ids = [id for _, id in made]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -70,24 +45,6 @@ async def sleeper() -> AsyncIterator[asyncio.subprocess.Process]:
     if process.returncode is None:
         process.kill()
     await process.wait()
-
-
-def gone(id: str) -> bool:
-    """No process of a container runs, and it has no control group any more."""
-    groups = [hierarchy / "lighterman" / id for hierarchy in (_CGROUPS, *_CGROUPS.iterdir())]
-    return not running_in(id) and not any(group.exists() for group in groups)
-
-
-def ends_within(ids: list[str], end: Callable[[], None], what: str) -> None:
-    """The promise is 1 s; the bound is generous, since the host may be busy, and what was measured is printed."""
-    assert all(running_in(id) for id in ids)
-    begun = time.monotonic()
-    end()
-    eventually_sync(lambda: not any(running_in(id) for id in ids))
-    took_s = time.monotonic() - begun
-    print(f"{what}: gone after {took_s * 1000:.0f} ms")
-    eventually_sync(lambda: all(gone(id) for id in ids))
-    assert took_s < 20
 
 
 # ---- the owner dies ----------------------------------------------------------------------------------------------
@@ -120,7 +77,7 @@ def test_P02_owner_and_its_whole_session_killed_in_one_instant(root: Path, owner
 
 
 def test_P02_owner_killed_with_all_of_its_cgroup(root: Path, owner_of: Callable[..., Owner]) -> None:
-    group = next(one for one in (_CGROUPS / "pids", _CGROUPS / "unified", _CGROUPS) if (one / "cgroup.procs").exists())
+    group = next(one for one in (CGROUPS / "pids", CGROUPS / "unified", CGROUPS) if (one / "cgroup.procs").exists())
     job = group / f"lighterman-test-job-{os.getpid()}"
     job.mkdir()
     program = Path(__file__).with_name("lease_owner.py")
