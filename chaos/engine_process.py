@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import logging
+import signal
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,11 +18,14 @@ from typing import Any
 
 import msgspec
 
+from chaos.builds import use_build
 from lighterman import Container, Engine, ExitRecord, InternalError, LightermanError, StoreError
 from lighterman.journal import Event
 from lighterman.logs.reader import Cursor, LogRecord
 
 Request = dict[str, Any]
+
+log = logging.getLogger("chaos")
 
 
 def _plain(value: object) -> Any:
@@ -116,6 +120,11 @@ class Served:
         finally:
             writer.close()
 
+    async def upgrade(self, request: Request) -> Any:
+        """Of the keeper that it works with, while it does."""
+        use_build(request["build"])
+        await self._engine.host.keeper.upgrade()
+
     async def list(self, request: Request) -> Any:
         boxes = await self._engine.containers()
         return [{"name": box.name, "id": box.id, "status": box.status, "exit": _exit(box.exit)} for box in boxes]
@@ -154,12 +163,14 @@ async def serve(root: str, runtime: str) -> None:
     reader = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     os.set_blocking(1, True)
+    use_build()
     engine = Engine(root=root, runtime=runtime)
     try:
         await engine.start()
     except LightermanError as failed:
         say({"n": 0, "error": type(failed).__name__, "typed": True, "text": str(failed)})
         return
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _say_where, engine)
     served = Served(engine)
     say({"n": 0, "ok": os.getpid()})
     tasks: set[asyncio.Task[None]] = set()
@@ -178,6 +189,20 @@ async def serve(root: str, runtime: str) -> None:
     # Who still waits for something that lives on is not asked.
     for task in tasks:
         task.cancel()
+
+
+def _say_where(engine: Engine) -> None:
+    """Into the engine's log: where each task waits, and what is known of each container; asked for when something hangs."""
+    for task in asyncio.all_tasks():
+        frames: list[str] = []
+        waits: Any = task.get_coro()
+        while waits is not None and (frame := getattr(waits, "cr_frame", None)) is not None:
+            frames.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+            waits = getattr(waits, "cr_await", None)
+        log.info("task %s: %s: %s", task.get_name(), " > ".join(frames), waits)
+    for entry in engine.inside.books:
+        known = {name: getattr(entry, name) for name in ("starting", "start_unwanted", "removing", "is_registered")}
+        log.info("container %s: %s, ended %s, %s", entry.record.name, known, entry.ended.is_set(), entry.record)
 
 
 if __name__ == "__main__":

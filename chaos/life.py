@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from chaos.builds import VARIABLE
+
 __all__ = ["Answer", "Died", "Life"]
 
 Answer = dict[str, Any]
@@ -46,10 +48,11 @@ class Life:
         self._reading = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
-    async def begin(cls, root: Path, runtime: str, log: Path, path: str) -> Life:
+    async def begin(cls, root: Path, runtime: str, log: Path, path: str, build: str) -> Life:
         """Start one. It says itself when it is ready."""
         environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(word for word in sys.path if word)}
         environment |= {f"LIGHTERMAN_{name}": value for name, value in _LIMITS.items()}
+        environment[VARIABLE] = build
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -108,6 +111,11 @@ class Life:
                 future.set_exception(Died())
                 future.exception()
         self.pending.clear()
+
+    def say_where(self) -> None:
+        """Have it write into its log what it waits for."""
+        if not self.ended:
+            os.kill(self.process.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
         """As `kill -9`."""

@@ -21,6 +21,7 @@ FAULTS = {
     "stop engine": 4,
     "stop keeper": 4,
     "upgrade": 6,
+    "upgrade keeper": 6,
     "fill disk": 5,
     "hang runtime": 4,
 }

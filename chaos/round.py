@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from chaos.builds import Builds
 from chaos.host import Host, fill, signal_checked
 from chaos.judge import check_box, check_events, check_follower
 from chaos.ledger import Box, Ledger
@@ -44,6 +45,7 @@ class Round:
         self.work = Path(tempfile.mkdtemp(prefix="lm-chaos-", dir="/var/tmp"))
         self.root = self.work / "root"
         self.host = Host(self.root)
+        self._builds = Builds(self.work)
         self._keep = keep
         self._life: Life | None = None
         self._lives = 0
@@ -107,7 +109,8 @@ class Round:
         for _ in range(12):
             self._lives += 1
             path = f"{self.work}/bin:{os.environ['PATH']}"
-            life = await Life.begin(self.root, self.plan.runtime, self.work / "engine.log", path)
+            log, build = self.work / "engine.log", self._builds.current
+            life = await Life.begin(self.root, self.plan.runtime, log, path, build)
             self._life = life
             try:
                 answer = await asyncio.wait_for(asyncio.shield(life.ready), READY_S)
@@ -129,7 +132,7 @@ class Round:
                 self.ledger.violation(f"an engine did not start: {answer['error']}: {answer['text']}")
             await life.wait_end()
             await asyncio.sleep(0.3)
-        self.ledger.violation("no engine starts any more")
+        self.ledger.violation(f"no engine starts any more: {dict(self.ledger.refusals)}")
 
     def _begin_later(self, after_s: float) -> None:
         if self._beginning is None or self._beginning.done():
@@ -341,8 +344,17 @@ class Round:
         if self._life is None or self._life.ended:
             return False
         await self._kill_engine()
+        if step.dice[2] < 0.25:
+            await asyncio.to_thread(self._builds.new)
         self._begin_later(step.dice[0] * 0.5)
         return True
+
+    async def _fault_upgrade_keeper(self, step: Step) -> bool:
+        life = self._life
+        if life is None or not life.is_ready or life.ended:
+            return False
+        answer = await self._ask(life, "upgrade", build=await asyncio.to_thread(self._builds.new))
+        return answer is not None and "error" not in answer
 
     async def _fault_upgrade(self, step: Step) -> bool:
         life = self._life
@@ -362,6 +374,8 @@ class Round:
             life.kill()
         await life.wait_end()
         self.ledger.engine_ended()
+        # The old keeper, under load, and a new engine, which makes it its own.
+        await asyncio.to_thread(self._builds.new)
         self._begin_later(step.dice[0] * 0.3)
         return True
 
@@ -495,6 +509,7 @@ class Round:
         while (life := self._life) is not None and (late := self._unanswered(life)):
             if time.monotonic() > until:
                 self.ledger.violation(f"not answered after {VERB_S:g} s: {', '.join(late)}")
+                life.say_where()
                 break
             await asyncio.sleep(0.05)
 
@@ -525,6 +540,8 @@ class Round:
             await asyncio.wait_for(self._take_down(life), 2 * SETTLE_S)
         except TimeoutError:
             self.ledger.violation(f"the reckoning hangs; pending: {[entry[0] for entry in life.pending.values()]}")
+            life.say_where()
+            await asyncio.sleep(1)
         except Died:
             self.ledger.violation(f"the engine ended by itself: {life.process.returncode}")
 

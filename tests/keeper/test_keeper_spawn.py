@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from keeper_support import SLOW_RUNTIME, Keepers, alive, children, exit_code, kill, read_pipe, state, text_of
 
-from lighterman.errors import AlreadyExists, InvalidSpec, InvalidState, LimitExceeded, NotFound, RuntimeFailed
+from lighterman.errors import (
+    AlreadyExists,
+    InvalidSpec,
+    InvalidState,
+    KeeperLost,
+    LimitExceeded,
+    NotFound,
+    RuntimeFailed,
+)
 from lighterman.keeper.client import Job, KeeperClient, MountPlan
 from lighterman.keeper.slots import read_exit_slots
 from support import eventually
@@ -501,3 +509,52 @@ async def test_abort_ends_a_runtime_call(keepers: Keepers) -> None:
     assert (spawned.pid, spawned.timed_out, exit_code(spawned.status)) == (None, True, -signal.SIGKILL)
     await keeper.abort("a")
     assert await keeper.list_jobs() == []
+
+
+async def test_the_pid_of_a_process_that_is_not_of_its_making_is_not_believed(keepers: Keepers) -> None:
+    """A runtime that lies: its container's exit would be another's, and a lease would kill whoever it has named."""
+    keeper = await keepers.connect()
+    # An orphan of an earlier command is a child of the keeper like any container's process.
+    orphan = keepers.root / "orphan"
+    argv = ("/bin/sh", "-c", f"sleep 1000 & echo $! > {orphan}.new; mv {orphan}.new {orphan}")
+    await keepers.spawn(keeper, keepers.command("before", argv))
+    older = await keepers.spawn(keeper, keepers.job("older", "exec sleep 1000"))
+    before = (await keeper.stats()).descriptors
+    wrong = {
+        "ours": os.getpid(),
+        "keeper": keeper.pid,
+        "init": os.getppid(),
+        "orphan": int(text_of(orphan)),
+        "older": older.pid,
+    }
+    for name, pid in wrong.items():
+        job = keepers.job(name + "-a", "")
+        argv = ("sh", "-c", f"echo {pid} > {job.pid_file}")
+        spawned = await keepers.spawn(keeper, keepers.job(name + "-a", "", argv=argv, executable="/bin/sh"))
+        assert (spawned.pid, spawned.pidfd, exit_code(spawned.status)) == (None, None, 0), name
+        assert spawned.claimed == (pid if pid != 1 else None), name
+    assert [job.job for job in await keeper.list_jobs()] == ["older"]
+    assert (await keeper.stats()).descriptors == before
+    assert older.pid is not None
+    os.kill(older.pid, signal.SIGTERM)
+    assert exit_code((await keeper.wait_exit("older")).status) == -signal.SIGTERM
+    os.kill(wrong["orphan"] or 0, signal.SIGKILL)
+
+
+async def test_a_lying_runtime_with_no_engine_there(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    fifo = keepers.root / "go"
+    os.mkfifo(fifo)
+    job = keepers.job("a", "")
+    argv = ("sh", "-c", f"read line < {fifo}; echo {os.getpid()} > {job.pid_file}")
+    spawning = asyncio.create_task(keeper.spawn(keepers.job("a", "", argv=argv, executable="/bin/sh")))
+    await eventually(keeper.list_jobs)
+    await keeper.close()
+    with pytest.raises(KeeperLost):
+        await spawning
+    await asyncio.to_thread(fifo.write_text, "go\n")
+    keeper = await keepers.connect()
+    await keeper.wait_exit("a")
+    (listed,) = await keeper.list_jobs()
+    assert listed.pid is None
+    await keeper.acknowledge("a")

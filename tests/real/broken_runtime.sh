@@ -34,5 +34,6 @@ killed-after) kill -9 $$ ;;
 garbage-pid) echo 'no number' >"$pid_file" ;;
 huge-pid) echo 99999999999999999999 >"$pid_file" ;;
 empty-pid) : >"$pid_file" ;;
+foreign-pid) echo "$PPID" >"$pid_file" ;;
 no-pid) rm -f "$pid_file" ;;
 esac

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.real
 
 FAILS = ("fail-before", "fail-after", "killed-before", "killed-after")
 HANGS = ("hang-before", "hang-after")
-PIDS = ("garbage-pid", "huge-pid", "empty-pid", "no-pid")
+PIDS = ("garbage-pid", "huge-pid", "empty-pid", "no-pid", "foreign-pid")
 
 
 class Broken:

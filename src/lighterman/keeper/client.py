@@ -95,6 +95,7 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pid: of the process that stays; None when the runtime failed, and for a plain command.
         start_time: field 22 of /proc/PID/stat, in clock ticks after boot; None if it had been reaped.
+        claimed: the pid that the runtime named, where that can't be of its making: then `pid` is None.
         pidfd: the caller closes it; None if the process had been reaped, and for a plain command.
         console: the terminal's master; the caller closes it.
         status: the runtime's wait status (`os.waitstatus_to_exitcode` reads it).
@@ -109,6 +110,7 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
     timed_out: bool
     spawned_mono: float
     runtime_exited_mono: float
+    claimed: int | None = None
 
 
 class JobExit(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,6 +286,7 @@ class KeeperClient:
             timed_out=answer["timed_out"],
             spawned_mono=answer["spawned_ns"] / 1e9,
             runtime_exited_mono=answer["returned_ns"] / 1e9,
+            claimed=answer["claimed"],
         )
 
     async def wait_exit(self, job: str) -> JobExit:

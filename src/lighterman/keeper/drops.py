@@ -17,6 +17,8 @@ import os
 from struct import Struct
 from zlib import crc32
 
+from .files import OURS, pread, pwrite
+
 _NAME = "dropped"
 _MAGIC = b"LMD1"
 _FIELDS = Struct("<QQQQ")
@@ -37,9 +39,9 @@ class DropSlot:
     def __init__(self, directory: str, end: int) -> None:
         """Open or make it; `end` is the log's."""
         os.makedirs(directory, 0o700, exist_ok=True)
-        self._fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | OURS, 0o600)
         try:
-            self._base, self.untold, self.total = _decode(os.pread(self._fd, _SLOT_BYTES, 0), end)
+            self._base, self.untold, self.total = _decode(pread(self._fd, _SLOT_BYTES, 0), end)
             if os.fstat(self._fd).st_size < _SLOT_BYTES:
                 self._save((0, 0), 0, end)
         except BaseException:
@@ -65,7 +67,7 @@ class DropSlot:
     def _save(self, untold: "tuple[int, int]", total: int, base: int) -> None:
         fields = _FIELDS.pack(base, *untold, total)
         data = _MAGIC + crc32(fields).to_bytes(4, "little") + fields
-        if os.pwrite(self._fd, data, 0) != len(data):
+        if pwrite(self._fd, data, 0) != len(data):
             raise OSError(28, os.strerror(28))
         self._base, self.untold, self.total = base, untold, total
 
@@ -73,11 +75,11 @@ class DropSlot:
 def read_untold(directory: str, end: int) -> int:
     """How many bytes of a run were dropped after `end`, where its log ends. Raises: OSError."""
     try:
-        fd = os.open(f"{directory}/{_NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(f"{directory}/{_NAME}", os.O_RDONLY | OURS)
     except FileNotFoundError:
         return 0
     try:
-        return sum(_decode(os.pread(fd, _SLOT_BYTES, 0), end)[1])
+        return sum(_decode(pread(fd, _SLOT_BYTES, 0), end)[1])
     finally:
         os.close(fd)
 

@@ -36,15 +36,20 @@ A disk that is only slow makes the writer wait in the kernel, and refuses nothin
 
 import errno
 import os
-import select
-from fcntl import ioctl
+import sys
 from struct import Struct
-from termios import FIONREAD
 from time import time_ns
 from zlib import crc32
 
 from .drops import DropSlot
 from .drops import read_untold as read_untold
+from .files import OURS, is_in_use, pread, pwrite
+
+if sys.platform != "win32":
+    # There nothing comes out of a pipe: of the writer only `write` is used.
+    from .pipes import NONBLOCK, tty_to_pipe
+    from .pipes import at_end as at_end
+    from .pipes import buffered as buffered
 
 STDOUT = 1
 STDERR = 2
@@ -61,7 +66,6 @@ MAGIC = b"LMS1"
 _FIELDS = Struct("<4sBBHIIQQ")
 _BEFORE_CHECKSUM = Struct("<4sBBHI")
 _AFTER_CHECKSUM = Struct("<QQ")
-_INT = Struct("i")
 HEADER_BYTES = _FIELDS.size
 
 # 2,000 frames of 100 bytes, walked in a millisecond; large enough that a header per block costs nothing.
@@ -73,10 +77,6 @@ _PREFIX = "segment-"
 _SUFFIX = ".log"
 _DIGITS = 20
 
-# Linux's number; the os module has it as SPLICE_F_NONBLOCK only from 3.10 on with a new enough libc.
-_NONBLOCK = 2
-# What a write to a pipe moves whole or not at all (PIPE_BUF).
-_ATOMIC = 4096
 _MAX_MARKED = 2**32 - 1
 
 
@@ -141,21 +141,6 @@ def room_at(position: int) -> int:
 def frame_position(position: int) -> int:
     """Where the frame after one that ends at `position` begins."""
     return position if room_at(position) > 0 else position + BLOCK - position % BLOCK
-
-
-def buffered(fd: int) -> int:
-    """The number of bytes in a pipe (FIONREAD)."""
-    count: int = _INT.unpack(ioctl(fd, FIONREAD, b"\0\0\0\0"))[0]
-    return count
-
-
-def at_end(fd: int) -> bool:
-    """Whether a pipe is empty and nobody holds its write end."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    events = poll.poll(0)
-    # The order matters: after the hang-up nobody can add a byte.
-    return bool(events) and bool(events[0][1] & select.POLLHUP) and buffered(fd) == 0
 
 
 class SegmentWriter:
@@ -264,7 +249,7 @@ class SegmentWriter:
                 if self.owed is not None and self.owed[0] != stream:
                     raise
                 try:
-                    ended = _tty_to_pipe(tty_fd, pipe_w, max_bytes - moved) == 0
+                    ended = tty_to_pipe(tty_fd, pipe_w, max_bytes - moved) == 0
                 except BlockingIOError:
                     if moved == 0:
                         raise
@@ -317,12 +302,12 @@ class SegmentWriter:
             self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         dropped = 0
         while dropped < count:
-            dropped += os.splice(fd, self._null, count - dropped, flags=_NONBLOCK)
+            dropped += os.splice(fd, self._null, count - dropped, flags=NONBLOCK)
         return dropped
 
     def drop_through(self, stream: int, tty_fd: int, pipe_r: int, pipe_w: int, max_bytes: int) -> int:
         """As `drop`, for a terminal (see `splice_through`)."""
-        if not buffered(pipe_r) and _tty_to_pipe(tty_fd, pipe_w, max_bytes) == 0:
+        if not buffered(pipe_r) and tty_to_pipe(tty_fd, pipe_w, max_bytes) == 0:
             return 0
         return self.drop(stream, pipe_r, max_bytes)
 
@@ -357,7 +342,7 @@ class SegmentWriter:
             os.ftruncate(self._fd, self._position)
         else:
             header = pack_header(stream, self._flags, self._written, self.end, self._time)
-            if os.pwrite(self._fd, header, self._position) != HEADER_BYTES:
+            if pwrite(self._fd, header, self._position) != HEADER_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._position += HEADER_BYTES + self._written
             self.end += self._written
@@ -432,7 +417,7 @@ class SegmentWriter:
 
     def _put_header(self, stream: int, flags: int, length: int, position: int) -> int:
         time = time_ns()
-        if os.pwrite(self._fd, pack_header(stream, flags, length, self.end, time), position) != HEADER_BYTES:
+        if pwrite(self._fd, pack_header(stream, flags, length, self.end, time), position) != HEADER_BYTES:
             os.ftruncate(self._fd, position)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return time
@@ -444,7 +429,7 @@ class SegmentWriter:
         stream, missing = self.owed
         where = self._position + HEADER_BYTES + self._written
         try:
-            count = os.splice(fd, self._fd, min(missing, limit), offset_dst=where, flags=_NONBLOCK)
+            count = os.splice(fd, self._fd, min(missing, limit), offset_dst=where, flags=NONBLOCK)
         except BlockingIOError:
             return 0
         self._account(stream, missing, count)
@@ -453,7 +438,7 @@ class SegmentWriter:
     def _copy(self, data: bytes) -> int:
         """Write the payload of the frame just begun, whole or not at all."""
         try:
-            count = os.pwrite(self._fd, data, self._position + HEADER_BYTES)
+            count = pwrite(self._fd, data, self._position + HEADER_BYTES)
         except OSError:
             self.cut()
             raise
@@ -486,7 +471,7 @@ class SegmentWriter:
     def _open(self, start: int, flags: int) -> None:
         path = f"{self._directory}/{segment_name(start)}"
         # Not O_APPEND: splice(2) refuses it.
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(path, flags | OURS, 0o600)
         self._close_file()
         self._fd = fd
 
@@ -510,11 +495,14 @@ class SegmentWriter:
             self._open(self.end, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             self._starts.append(self.end)
             self._position = 0
-        self.evicted += self._starts[1] - self._starts[0]
-        self._delete_first()
+        evicted = self._starts[1] - self._starts[0]
+        if not self._delete_first():
+            return False
+        self.evicted += evicted
         return True
 
-    def _delete_first(self) -> None:
+    def _delete_first(self) -> bool:
+        """Returns False if a reader keeps it for now, as is the way of Windows."""
         # From the list first: a reader in another thread looks for what is there.
         oldest = self._starts.pop(0)
         try:
@@ -523,14 +511,18 @@ class SegmentWriter:
             # Somebody who tidied up was faster: gone is what was wanted.
             if error.errno != errno.ENOENT:
                 self._starts.insert(0, oldest)
-                raise
+                if not is_in_use(error):
+                    raise
+                return False
+        return True
 
     def _delete_beyond(self, count: int) -> None:
         while len(self._starts) > max(count, 0):
             ends = self._starts[1] if len(self._starts) > 1 else self.end
             if self.keep_from is not None and ends > self.keep_from:
                 return
-            self._delete_first()
+            if not self._delete_first():
+                return
 
     def _reopen(self, start: int) -> None:
         self._open(start, os.O_RDWR)
@@ -591,7 +583,7 @@ def delete_oldest(directory: str) -> bool:
         finally:
             writer.close()
         if writer.end != starts[0]:
-            fd = os.open(f"{directory}/{segment_name(writer.end)}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(f"{directory}/{segment_name(writer.end)}", os.O_WRONLY | os.O_CREAT | OURS, 0o600)
             os.close(fd)
             starts.append(writer.end)
     if len(starts) < 2:
@@ -608,7 +600,7 @@ def _earlier_runs(directory: str, before: int) -> "list[int]":
 def _read_all(fd: int, position: int, count: int) -> bytes:
     pieces = []
     while count > 0:
-        piece = os.pread(fd, count, position)
+        piece = pread(fd, count, position)
         if not piece:
             break
         pieces.append(piece)
@@ -616,19 +608,3 @@ def _read_all(fd: int, position: int, count: int) -> bytes:
         count -= len(piece)
     return b"".join(pieces)
 
-
-def _tty_to_pipe(tty_fd: int, pipe_w: int, max_bytes: int) -> int:
-    """Returns 0 when no process has the terminal open. Raises BlockingIOError when it has nothing to say."""
-    try:
-        try:
-            return os.splice(tty_fd, pipe_w, max_bytes, flags=_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        # Linux 5.10 to 5.15 can't splice from a terminal. A kill between the two calls would lose these bytes.
-        data = os.read(tty_fd, min(max_bytes, _ATOMIC))
-        return os.write(pipe_w, data) if data else 0
-    except OSError as error:
-        if error.errno == errno.EIO:
-            return 0
-        raise

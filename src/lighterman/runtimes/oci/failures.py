@@ -60,6 +60,16 @@ def runtime_failed(
             operation=operation,
             container=container,
         )
+    if spawned.claimed is not None:
+        return RuntimeFailed(
+            f"{runtime} {operation} of container {container} named process {spawned.claimed} as the one that it has "
+            "started, which is none of its own",
+            runtime=runtime,
+            operation=operation,
+            container=container,
+            exit_status=status,
+            last_words=words,
+        )
     kind: type[RuntimeFailed] = RuntimeFailed
     if operation in ("run", "exec") and process.args and root is not None:
         kind = _command_failed(process, root, _binds(config) if config is not None else {})
