@@ -54,6 +54,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 # The exceptions; values and their helpers at the bottom may use each other.
 EXCEPTIONS: tuple[tuple[str, str], ...] = (
     ("logs", "keeper.segments"),  # one format on disk, written by both
+    ("logs", "keeper.files"),  # how files of ours are opened
+    ("store", "keeper.files"),
+    ("roots", "keeper.files"),
     ("engine", "container"),  # two halves of one face
     ("container", "engine"),
     ("recovery", "engine"),  # for type checkers only: it is handed the engine

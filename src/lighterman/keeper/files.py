@@ -27,6 +27,19 @@ def pwrite(fd: int, data: bytes, position: int) -> int:
     return os.pwrite(fd, data, position)
 
 
+def read_all(fd: int, position: int, count: int) -> bytes:
+    """So many bytes from there on, or up to the end of the file."""
+    pieces = []
+    while count > 0:
+        piece = pread(fd, count, position)
+        if not piece:
+            break
+        pieces.append(piece)
+        position += len(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
 def is_in_use(failed: OSError) -> bool:
     """Whether a file can't be deleted because somebody has it open, as is the way of Windows: later it can."""
     return sys.platform == "win32" and isinstance(failed, PermissionError)

@@ -43,7 +43,7 @@ from zlib import crc32
 
 from .drops import DropSlot
 from .drops import read_untold as read_untold
-from .files import OURS, is_in_use, pread, pwrite
+from .files import OURS, is_in_use, pwrite, read_all
 
 if sys.platform != "win32":
     # There nothing comes out of a pipe: of the writer only `write` is used.
@@ -544,7 +544,7 @@ class SegmentWriter:
     def _walk(self, start: int, size: int) -> "int | None":
         """Find the end of a file by its last block. Returns up to where its headers are whole, None if damaged."""
         block = max(size - 1, 0) // BLOCK * BLOCK
-        data = _read_all(self._fd, block, size - block)
+        data = read_all(self._fd, block, size - block)
         self.end = start
         self._position = position = block
         while position - block < len(data):
@@ -595,16 +595,3 @@ def delete_oldest(directory: str) -> bool:
 def _earlier_runs(directory: str, before: int) -> "list[int]":
     names = [name for name in os.listdir(directory) if name.isascii() and name.isdigit()]
     return sorted(run for run in map(int, names) if run < before)
-
-
-def _read_all(fd: int, position: int, count: int) -> bytes:
-    pieces = []
-    while count > 0:
-        piece = pread(fd, count, position)
-        if not piece:
-            break
-        pieces.append(piece)
-        position += len(piece)
-        count -= len(piece)
-    return b"".join(pieces)
-

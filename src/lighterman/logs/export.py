@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 
+from lighterman.keeper.files import OURS
 from lighterman.logs.reader import LogRecord
 from lighterman.threads import in_thread, look_at_files
 
@@ -55,7 +56,7 @@ async def write_file(chunks: AsyncIterator[bytes], path: str | os.PathLike[str])
 
     Raises: OSError, as FileExistsError.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OURS
     fd = await look_at_files(f"file {os.fspath(path)!r:.140}", lambda: os.open(path, flags, 0o600), os.close)
     with os.fdopen(fd, "wb", buffering=0) as file:
         written = 0

@@ -16,12 +16,12 @@ import msgspec
 
 from lighterman import limits
 from lighterman.errors import StoreError
+from lighterman.keeper.files import OURS
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.query import LogQuery
 from lighterman.logs.reader import Cursor, LogRecord
 from lighterman.logs.sinks.base import LogSource, Outlet, SinkFailed
 from lighterman.logs.sinks.callable import CallableOutlet
-from lighterman.logs.sinks.journald import JournaldOutlet
 from lighterman.logs.sinks.syslog import SyslogOutlet
 from lighterman.logs.state import SinkState
 from lighterman.spec import CallableSink, JournaldSink, SyslogSink
@@ -37,6 +37,9 @@ def open_outlet(sink: CallableSink | JournaldSink | SyslogSink, source: LogSourc
     if isinstance(sink, CallableSink):
         return CallableOutlet(sink.function)
     if isinstance(sink, JournaldSink):
+        # Not on every platform.
+        from lighterman.logs.sinks.journald import JournaldOutlet
+
         return JournaldOutlet(sink, source)
     return SyslogOutlet(sink, source)
 
@@ -193,7 +196,7 @@ def _load(path: Path) -> Cursor:
 def _store(path: Path, cursor: Cursor) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OURS, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(msgspec.json.encode(cursor))
     new.rename(path)

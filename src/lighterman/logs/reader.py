@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from lighterman.errors import StoreError
+from lighterman.keeper.files import OURS, pread
 from lighterman.keeper.segments import (
     BLOCK,
     HEADER_BYTES,
@@ -192,7 +194,9 @@ class SegmentReader:
 
     def _pread(self, count: int, position: int, nowait: bool) -> bytes | bytearray:
         if not nowait:
-            return os.pread(self._fd, count, position)
+            return pread(self._fd, count, position)
+        if sys.platform == "win32":
+            raise BlockingIOError(errno.EAGAIN, "nothing tells whether it would wait")
         data = bytearray(count)
         try:
             # What was written a moment ago is in memory; if it is not, say so instead of waiting for the disk.
@@ -221,7 +225,7 @@ class SegmentReader:
             raise BlockingIOError(errno.EAGAIN, "an older file has to be opened")
         path = f"{self._directory}/{segment_name(start)}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | OURS)
         except FileNotFoundError:
             return False
         self.close()
@@ -307,11 +311,11 @@ def offset_since(directory: str, time_ns: int) -> int:
 
 def _first_header(path: str) -> tuple[int, int, int, int, int] | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | OURS)
     except FileNotFoundError:
         return None
     try:
-        data = os.pread(fd, HEADER_BYTES, 0)
+        data = pread(fd, HEADER_BYTES, 0)
     finally:
         os.close(fd)
     return unpack_header(data, 0, 0) if len(data) == HEADER_BYTES else None

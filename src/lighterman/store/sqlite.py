@@ -16,6 +16,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from lighterman.errors import StoreError
+from lighterman.keeper.files import OURS
 from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
 from lighterman.store.migrations import migrate
 
@@ -47,7 +48,7 @@ class SqliteStore:
 
     def _open(self) -> None:
         # Environments with secrets are in it; its -wal and -shm get the same mode.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | OURS, 0o600))
         os.chmod(self._path, 0o600)
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._connection = connection
