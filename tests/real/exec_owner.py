@@ -1,6 +1,6 @@
 """A program that starts execs in a container that lives on, prints `ID` of each, and waits to be killed.
 
-Arguments: a root, then JSON: a list of shell scripts.
+Arguments: a root, JSON: a list of shell scripts; and perhaps JSON: options of the container, and of each exec.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from lighterman import Engine
 
 
 async def main() -> None:
+    options, exec_options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else ({}, {})
     async with Engine(root=sys.argv[1]) as engine:
-        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None, **options)
         await box.start()
         for script in json.loads(sys.argv[2]):
-            process = await box.start_exec(["sh", "-c", script])
+            process = await box.start_exec(["sh", "-c", script], **exec_options)
             print(process.id, flush=True)
         await asyncio.Event().wait()
 

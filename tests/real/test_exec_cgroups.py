@@ -62,7 +62,7 @@ async def test_one_that_fails_to_start_leaves_none(box: Container) -> None:
 
 
 async def test_P04_killing_ends_its_daemons_too(box: Container) -> None:
-    process = await box.start_exec(["sh", "-c", f"{DAEMONS}; sleep 1000"])
+    process = await box.start_exec(["sh", "-c", f"{DAEMONS}; sleep 1000; :"])
     await eventually(lambda: len(running_in(box.id)) == 6)
     await process.kill()
     assert (await process.wait()).signal == 9
@@ -71,7 +71,7 @@ async def test_P04_killing_ends_its_daemons_too(box: Container) -> None:
 
 
 async def test_P04_timeout_ends_its_daemons_too(box: Container) -> None:
-    done = await box.exec(["sh", "-c", f"{DAEMONS}; sleep 1000"], timeout_s=2)
+    done = await box.exec(["sh", "-c", f"{DAEMONS}; sleep 1000; :"], timeout_s=2)
     assert done.exit.reason == "timeout"
     await only_init(box)
 
@@ -91,7 +91,7 @@ async def test_what_it_leaves_behind_by_its_own_end_lives_on(box: Container) -> 
 
 async def test_the_containers_end_takes_all_of_them(engine: Engine) -> None:
     async with engine.container("busybox", ["sh", "-c", "read x; exit 4"], stdin=True) as box:
-        processes = [await box.start_exec(["sh", "-c", f"{DAEMONS}; sleep 1000"]) for _ in range(3)]
+        processes = [await box.start_exec(["sh", "-c", f"{DAEMONS}; sleep 1000; :"]) for _ in range(3)]
         assert (await box.exec(["sh", "-c", DAEMONS])).ok
         top = cgroup_of(box.pid, "")
         box.stdin.write(b"\n")
@@ -101,8 +101,8 @@ async def test_the_containers_end_takes_all_of_them(engine: Engine) -> None:
 
 
 async def test_pause_and_statistics_are_of_all(box: Container) -> None:
-    process = await box.start_exec(["sh", "-c", "while :; do echo x; sleep 0.01; done"])
-    assert (await box.stats()).pids == len(running_in(box.id))
+    process = await box.start_exec(["sleep", "1000"])
+    assert (await box.stats()).pids == 2
     await box.pause()
     assert "frozen 1" in (cgroup_of(process.pid, "") / "cgroup.events").read_text()
     await box.resume()
@@ -111,7 +111,7 @@ async def test_pause_and_statistics_are_of_all(box: Container) -> None:
 
 
 async def test_P04_found_again_its_daemons_are_ended_with_it(root: Path) -> None:
-    scripts = [f"{DAEMONS}; sleep 1000", f"{DAEMONS}; sleep 1"]
+    scripts = [f"{DAEMONS}; sleep 1000; :", f"{DAEMONS}; sleep 1; :"]
     owner = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("exec_owner.py")),
@@ -125,7 +125,7 @@ async def test_P04_found_again_its_daemons_are_ended_with_it(root: Path) -> None
     await owner.wait()
     async with Engine(root=root) as engine:
         box = await engine.get("box")
-        await eventually(lambda: len(running_in(box.id)) in (9, 10))
+        await eventually(lambda: len(running_in(box.id)) == 9)
         running, ended = [await box.get_exec(id) for id in ids]
         assert (await ended.wait()).code == 0
         await running.kill()

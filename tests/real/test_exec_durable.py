@@ -181,3 +181,29 @@ async def test_P04_found_again_after_kill_9_of_the_engine(root: Path) -> None:
 
 async def _is_there(box: Container, path: str) -> bool:
     return (await box.exec(["test", "-e", path])).ok
+
+
+async def test_P04_time_is_bounded_also_by_the_next_engine(root: Path) -> None:
+    """The engine that was asked is killed before the time is over, and long after it another one comes."""
+    scripts = ["trap '' TERM; sleep 1000 & while :; do sleep 0.05; done", "exec sleep 1000"]
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("exec_owner.py")),
+        str(root),
+        json.dumps(scripts),
+        json.dumps([{}, {"timeout_s": 2}]),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert owner.stdout is not None
+    ids = [(await owner.stdout.readline()).decode().strip() for _ in scripts]
+    owner.kill()
+    await owner.wait()
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        stubborn, obedient = [await asyncio.wait_for((await box.get_exec(id)).wait(), 60) for id in ids]
+        assert (stubborn.signal, stubborn.reason) == (9, "timeout")
+        assert (obedient.signal, obedient.reason) == (15, "timeout")
+        await only_init(box)
+    async with Engine(root=root) as engine:
+        # What has ended has no time any more.
+        assert (await engine.get("box"))._entry.execs_due == {}

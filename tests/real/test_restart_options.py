@@ -101,6 +101,27 @@ async def test_policy_as_code_is_not_there_after_an_engine_restart(tmp_path: Pat
         await box.remove(force=True)
 
 
+async def test_P03_starts_are_counted_over_engine_restarts(tmp_path: Path, real_runtime: str) -> None:
+    limit = RestartPolicy(name="always", initial_delay_s=0, burst=4, interval_s=600)
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None, restart=limit)
+        await box.start()
+    for number in (2, 3, 4):
+        async with Engine(tmp_path, runtime=real_runtime) as engine:
+            box = await engine.get("box")
+            await engine.client_of(box._entry).end_run(box.id, grace_s=0)
+            await generation(box, number)
+    async with Engine(tmp_path, runtime=real_runtime) as engine:
+        box = await engine.get("box")
+        await engine.client_of(box._entry).end_run(box.id, grace_s=0)
+        assert (await box.wait()).generation == 4
+        # Who starts it again begins anew.
+        await box.start()
+        await engine.client_of(box._entry).end_run(box.id, grace_s=0)
+        await generation(box, 6)
+        await box.remove(force=True)
+
+
 async def test_restarts_of_the_whole_engine_are_limited(real_runtime: str) -> None:
     policy = RestartPolicy(name="always", initial_delay_s=0, burst=2, interval_s=600)
     async with Engine(runtime=real_runtime, restarts_per_s=2) as engine:
