@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import functools
 import logging
 import os
+import sys
 import threading
 import uuid
 
 from lighterman.errors import InvalidSpec, RootLocked, StoreError
+from lighterman.keeper.files import OURS, pread, pwrite
 from lighterman.trees import remove_tree
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = ["StateRoot", "abandoned", "default_run", "default_state"]
 
@@ -24,19 +31,32 @@ _removing: set[str] = set()  # by this process, for the same reason
 
 _GONE = ".gone-"  # what a private root is called while it is being removed
 
+# Which byte of the file is locked on Windows, where nobody else can read it then: not one of the holder's number.
+_LOCKED_AT = 1 << 20
+
 # How often it is tried again where a sweep of another engine came in between.
 _TRIES = 20
 
 
 def default_state() -> str:
-    """`/var/lib/lighterman`; below `$XDG_DATA_HOME` for a normal user."""
+    """`/var/lib/lighterman`; below `$XDG_DATA_HOME` for a normal user.
+
+    On Windows `%ProgramData%\\lighterman` for an administrator, else below `%LOCALAPPDATA%`.
+    """
+    if sys.platform == "win32":
+        name, other = (
+            ("ProgramData", "C:\\ProgramData") if _is_administrator() else ("LOCALAPPDATA", "~\\AppData\\Local")
+        )
+        return os.path.join(os.environ.get(name) or os.path.expanduser(other), "lighterman")
     if os.geteuid() == 0:
         return "/var/lib/lighterman"
     return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "lighterman")
 
 
 def default_run() -> str:
-    """`/run/lighterman`; below `$XDG_RUNTIME_DIR` for a normal user."""
+    """`/run/lighterman`; below `$XDG_RUNTIME_DIR` for a normal user; on Windows beside the state."""
+    if sys.platform == "win32":
+        return os.path.join(default_state(), "run")
     if os.geteuid() == 0:
         return "/run/lighterman"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or os.path.join(default_state(), "run")
@@ -68,7 +88,7 @@ class StateRoot:
         if root is None:
             return cls(*_new_private(), private=True)
         path = os.path.abspath(os.fspath(root))
-        if "\0" in path or path == "/":
+        if "\0" in path or path == os.path.dirname(path):
             raise InvalidSpec(f"root {path!r}: must be a directory of its own")
         if path == default_state():
             return cls(path, default_run(), private=False)
@@ -115,6 +135,14 @@ class StateRoot:
         try:
             with contextlib.suppress(FileNotFoundError):
                 remove_tree(self.run)
+            if sys.platform == "win32":
+                # What is open can't be renamed there, nor removed: the lock goes first, and may be taken by a sweep.
+                _empty(self.state)
+                self.release()
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self.state}/lock")
+                    os.rmdir(self.state)
+                return
             # Out of the way of who makes it, or sweeps, at the same time; from now on only its inode is ours.
             gone = f"{os.path.dirname(self.state)}/{_GONE}{uuid.uuid4().hex[:16]}"
             with _held_lock:
@@ -157,11 +185,11 @@ def _lock(state: str) -> int:
         if _held.get(key) == ours:
             # Its file must not even be opened: the close of any descriptor of it would drop our process's lock.
             raise _locked(state, ours)
-        lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | OURS, 0o600)
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         except (BlockingIOError, PermissionError) as taken:
-            holder = os.pread(lock, 32, 0).strip()
+            holder = pread(lock, 32, 0).strip()
             os.close(lock)
             raise _locked(state, int(holder) if holder.isdigit() else None) from taken
         except OSError:
@@ -172,8 +200,17 @@ def _lock(state: str) -> int:
             raise FileNotFoundError(errno.ENOENT, "it was removed just now", state)
         _held[key] = ours
     os.ftruncate(lock, 0)
-    os.pwrite(lock, b"%d\n" % ours, 0)
+    pwrite(lock, b"%d\n" % ours, 0)
     return lock
+
+
+def _take(lock: int) -> None:
+    """Raises: BlockingIOError or PermissionError if another process has it; OSError."""
+    if sys.platform == "win32":
+        os.lseek(lock, _LOCKED_AT, os.SEEK_SET)
+        msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _locked(state: str, holder: int | None) -> RootLocked:
@@ -191,6 +228,13 @@ def _is_at(descriptor: int, path: str) -> bool:
         return False
 
 
+@functools.cache
+def _is_administrator() -> bool:
+    import ctypes
+
+    return sys.platform == "win32" and bool(ctypes.windll.shell32.IsUserAnAdmin())
+
+
 def _new_private() -> tuple[str, str]:
     id = uuid.uuid4().hex[:16]
     return f"{default_state()}/private/{id}", f"{default_run()}/private/{id}"
@@ -204,7 +248,7 @@ def _check_own(path: str) -> None:
         status, names = os.stat(path), os.listdir(path)
     except OSError:
         return  # it is made, or told, next
-    if status.st_uid != os.geteuid():
+    if sys.platform != "win32" and status.st_uid != os.geteuid():
         raise InvalidSpec(f"root {path!r}: belongs to user {status.st_uid}: choose a directory of your own")
     # A file system of its own has one of these.
     if "lock" not in names and set(names) - {"lost+found"}:
@@ -213,16 +257,20 @@ def _check_own(path: str) -> None:
 
 def _remove_renamed(path: str) -> None:
     """The lock last: as long as it is there and held, nobody else removes this."""
+    _empty(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}/lock")
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
+def _empty(path: str) -> None:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 remove_tree(entry.path)
             elif entry.name != "lock":
                 os.unlink(entry.path)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}/lock")
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)
 
 
 def _finish_removal(path: str) -> None:
@@ -232,9 +280,9 @@ def _finish_removal(path: str) -> None:
             return
         _removing.add(path)
     try:
-        lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(f"{path}/lock", os.O_RDWR | OURS)
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             _remove_renamed(path)
         finally:
             os.close(lock)

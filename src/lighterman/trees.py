@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sys
+import time
 from typing import NamedTuple
 
 __all__ = ["remove_tree"]
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# On Windows for as long somebody may have a file of it open, which keeps it from being removed.
+_IN_USE_S = 5.0
+_LOOK_S = 0.02
+
+
+if sys.platform == "win32":
+    _DIRECTORY = 0  # not used there
+else:
+    _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Identity(NamedTuple):
@@ -29,6 +40,27 @@ def remove_tree(path: str) -> None:
     One descriptor and no recursion: a workload chooses the depth, and `shutil.rmtree` takes a frame and a descriptor
     for each level. Raises: FileNotFoundError if it is not there; OSError.
     """
+    if sys.platform == "win32":
+        _remove_when_unused(path)
+    else:
+        _remove_by_descriptors(path)
+
+
+def _remove_when_unused(path: str) -> None:
+    """There nothing of a workload's is in it, only files of ours."""
+    give_up = time.monotonic() + _IN_USE_S
+    while True:
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_LOOK_S)
+        else:
+            return
+
+
+def _remove_by_descriptors(path: str) -> None:
     here = os.open(path, _DIRECTORY)
     try:
         identity = _identity(here)
