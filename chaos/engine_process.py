@@ -10,8 +10,8 @@ import asyncio
 import base64
 import json
 import logging
-import signal
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -192,7 +192,7 @@ async def serve(root: str, runtime: str) -> None:
 
 
 def _say_where(engine: Engine) -> None:
-    """Into the engine's log: where each task waits, and what is known of each container; asked for when something hangs."""
+    """Into its log: where each task waits, and what is known of each container; asked for when something hangs."""
     for task in asyncio.all_tasks():
         frames: list[str] = []
         waits: Any = task.get_coro()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from lighterman import limits
+from lighterman.arguments import check_seconds
 from lighterman.books import Books
 from lighterman.checks import PROBES, Exec, HealthCheck, LogPattern, Port, Readiness, SdNotify
 from lighterman.clock import Clock
@@ -26,10 +27,11 @@ from lighterman.lifecycle.status import Status
 from lighterman.linux_host import LinuxHost
 from lighterman.logs.reader import Cursor
 from lighterman.notify import NotifySocket
-from lighterman.runtimes.oci.reach import Reach, in_own_thread
+from lighterman.runtimes.oci.reach import Reach
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.health import Answer, watch_health
 from lighterman.supervisor.tasks import OwnedTasks
+from lighterman.threads import in_own_thread
 
 __all__ = ["Until", "Watches"]
 
@@ -123,7 +125,8 @@ class Watches:
         """
         record = entry.record
         if until not in ("healthy", "unhealthy", "ready"):
-            raise InvalidSpec(f"until {until!r}: must be exit, healthy, unhealthy or ready")
+            raise InvalidSpec(f"until {until!r:.80}: must be exit, healthy, unhealthy or ready")
+        check_seconds("timeout_s", timeout_s, none=True)
         if (record.spec.ready if until == "ready" else _check_of(entry)) is None:
             raise InvalidState(
                 f"container {record.name} can't become {until}: it was made without "
@@ -349,7 +352,7 @@ async def _call(function: Callable[[Any], Any], face: object) -> object:
     """A user's function, sync or async; a sync one may block, and gets a thread."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(face)
-    found = await in_own_thread(lambda: function(face), None)
+    found = await in_own_thread(lambda: function(face))
     return await found if inspect.isawaitable(found) else found
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
 from lighterman import limits, recovery
+from lighterman.arguments import check_at_most, check_bytes, check_seconds
 from lighterman.asking import Options, check_name, container_spec, split_restart, split_sinks
 from lighterman.books import Books
 from lighterman.capture import Captured, capture
@@ -36,6 +37,7 @@ from lighterman.results import Result
 from lighterman.roots import StateRoot
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.supervisor.client import Client
+from lighterman.threads import in_thread, let_go
 
 if TYPE_CHECKING:
     from lighterman.watches import Watches
@@ -121,7 +123,7 @@ class Engine:
 
     async def _open_all(self) -> None:
         inside = self.inside
-        await asyncio.to_thread(self._root.acquire)
+        await in_thread(self._root.acquire)
         try:
             inside.host_if_any = host = await open_host(self._root, self._wanted_runtime)
             await host.lease_ourselves()
@@ -176,6 +178,7 @@ class Engine:
             await self._give_back_all()
         finally:
             await in_thread(self._root.release)
+            let_go()
 
     async def _give_back_all(self) -> None:
         inside = self.inside
@@ -196,10 +199,10 @@ class Engine:
         for entry in inside.books:
             entry.ended.set()
         if self._root.private:
-            await asyncio.to_thread(self._root.remove)
+            await in_thread(self._root.remove)
         elif keeper_ended and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
-            await asyncio.to_thread(self._root.remove_run)
+            await in_thread(self._root.remove_run)
 
     async def version(self) -> RuntimeVersion:
         """Which runtime is used by default, and why."""
@@ -230,6 +233,9 @@ class Engine:
             program that fails.
         If cancelled: the container is killed and removed before the cancellation is raised.
         """
+        check_bytes("stdin", stdin)
+        check_seconds("timeout_s", timeout_s, none=True)
+        check_at_most("max_output", max_output)
         began = self._clock.mono()
         self.inside.must_be_open()
         self.host.poke()

@@ -12,6 +12,7 @@ from lighterman.entry import Entry
 from lighterman.errors import InvalidState, LightermanError, NotFound, StoreError
 from lighterman.leases import Leases
 from lighterman.lifecycle.status import Status
+from lighterman.threads import in_thread
 from lighterman.trees import remove_tree
 
 __all__ = ["Removal"]
@@ -81,7 +82,7 @@ class Removal:
         for life in entry.execs.values():
             life.output_of.close()
             life.ended.set()
-        await asyncio.to_thread(_remove_tree, inside.root.container(entry.record.id))
+        await in_thread(_remove_tree, inside.root.container(entry.record.id))
         try:
             await inside.books.bury(entry)
         except StoreError as failed:

@@ -187,6 +187,8 @@ class Runs:
         self._inside.tasks.watch(self._start_quietly(entry), f"start {entry.record.name}")
 
     async def _start_quietly(self, entry: Entry) -> None:
+        if entry.starting or entry.is_registered or entry.removing or entry not in self._inside.books:
+            return  # somebody was faster
         record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
         try:
             await self.start(entry)
