@@ -42,6 +42,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "limits",
         "clock",
         "flag",
+        "loop_thread",
         "quantities",
         "record",
         "results",

@@ -12,15 +12,12 @@ and raises KeyboardInterrupt; a second one does not wait for that.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal as signals
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
 
 from lighterman import container as waiting
 from lighterman import engine as engines
@@ -34,6 +31,7 @@ from lighterman.lifecycle.status import Status
 from lighterman.logs.reader import Cursor, LogRecord, StreamName
 from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
+from lighterman.loop_thread import LoopThread
 from lighterman.results import Result
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
@@ -48,112 +46,6 @@ __all__ = ["Container", "Engine", "OutputReader", "Process", "StdinWriter"]
 T = TypeVar("T")
 
 
-class _LoopThread:
-    """An event loop in a thread of its own, and the way for other threads to have something done there."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def start(self) -> None:
-        """Return when it runs. Raises: InvalidState if it does already."""
-        with self._lock:
-            if self._thread is not None:
-                raise InvalidState("the engine is running already")
-            running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-            self._thread = threading.Thread(
-                target=lambda: asyncio.run(_until_stopped(running)), name="lighterman-engine", daemon=True
-            )
-            self._thread.start()
-            self._loop, self._stopped = running.result()
-
-    def stop(self) -> None:
-        """Cancel what is still waited for, and return when the thread has ended. Again is nothing."""
-        with self._lock:
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-            if loop is not None:
-                loop.call_soon_threadsafe(self._stopped.set)
-        if thread is not None:
-            thread.join()
-
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns or raises. Raises: InvalidState if the engine is not running, or is closed meanwhile."""
-        done: Future[T] = Future()
-        tasks: list[asyncio.Task[T]] = []
-
-        def begin() -> None:
-            task = asyncio.get_running_loop().create_task(work)
-            tasks.append(task)
-            task.add_done_callback(lambda ended: _hand_over(ended, done))
-
-        def cancel() -> None:
-            for task in tasks:
-                task.cancel()
-
-        with self._lock:
-            loop = self._loop
-            if loop is not None:
-                loop.call_soon_threadsafe(begin)
-        if loop is None:
-            work.close()
-            raise InvalidState("the engine is not running: use `with Engine() as engine`")
-        try:
-            return done.result()
-        except CancelledError:
-            raise InvalidState("the engine was closed while this call waited") from None
-        except BaseException:
-            # Not the work's own: an exception of this thread, as KeyboardInterrupt is.
-            if not done.done():
-                loop.call_soon_threadsafe(cancel)
-                done.exception()
-            raise
-
-    def iterate(self, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
-        """What the iterator made by `make` gives; left early, it is ended."""
-        items = self.call(_made(make))
-        return self._items(items)
-
-    def _items(self, items: AsyncIterator[T]) -> Iterator[T]:
-        try:
-            while (item := self.call(_next(items))) is not None:
-                yield item
-        finally:
-            # Left early, perhaps only when it is collected, long after the engine's close.
-            with suppress(InvalidState):
-                self.call(_end(items))
-
-
-async def _made(make: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
-    return make()
-
-
-async def _next(items: AsyncIterator[T]) -> T | None:
-    return await anext(items, None)
-
-
-async def _end(items: AsyncIterator[T]) -> None:
-    if isinstance(items, AsyncGenerator):
-        await items.aclose()
-
-
-async def _until_stopped(running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-    stopped = asyncio.Event()
-    running.set_result((asyncio.get_running_loop(), stopped))
-    await stopped.wait()
-
-
-def _hand_over(ended: asyncio.Task[T], done: Future[T]) -> None:
-    if ended.cancelled():
-        done.set_exception(CancelledError())
-        return
-    failed = ended.exception()
-    if failed is not None:
-        done.set_exception(failed)
-    else:
-        done.set_result(ended.result())
-
-
 class Engine:
     """As `lighterman.Engine`; arguments, results and errors are described there."""
 
@@ -165,7 +57,7 @@ class Engine:
         restarts_per_s: float | None = None,
     ) -> None:
         self._engine = engines.Engine(root, runtime=runtime, restarts_per_s=restarts_per_s)
-        self._loop = _LoopThread()
+        self._loop = LoopThread()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -266,7 +158,7 @@ class Engine:
 class Container:
     """As `lighterman.Container`."""
 
-    def __init__(self, loop: _LoopThread, container: waiting.Container) -> None:
+    def __init__(self, loop: LoopThread, container: waiting.Container) -> None:
         self._loop = loop
         self._container = container
 
@@ -430,7 +322,7 @@ class Container:
         workdir: str | None = None,
         user: str | None = None,
         terminal: bool = False,
-        console_size: ConsoleSize | None = None,
+        console_size: ConsoleSize | tuple[int, int] | None = None,
         timeout_s: float | None = None,
     ) -> Process:
         """Start a further process and return it running."""
@@ -490,7 +382,7 @@ class Container:
 class Process:
     """As `lighterman.Process`."""
 
-    def __init__(self, loop: _LoopThread, process: waiting.Process) -> None:
+    def __init__(self, loop: LoopThread, process: waiting.Process) -> None:
         self._loop = loop
         self._process = process
 
@@ -547,7 +439,7 @@ class Process:
 class StdinWriter:
     """A process's stdin."""
 
-    def __init__(self, loop: _LoopThread, writer: stdin.StdinWriter) -> None:
+    def __init__(self, loop: LoopThread, writer: stdin.StdinWriter) -> None:
         self._loop = loop
         self._writer = writer
 
@@ -561,6 +453,10 @@ class StdinWriter:
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         self._writer.write(data)
         await self._writer.drain()
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._writer.is_closing()
 
     def write_eof(self) -> None:
         """After what was written, the process reads end of file; its output goes on. Again is nothing."""
@@ -581,7 +477,7 @@ class StdinWriter:
 class OutputReader:
     """stdout or stderr as bytes; iterating gives lines. Its place is that of all readers of the same stream."""
 
-    def __init__(self, loop: _LoopThread, stream: LogStream) -> None:
+    def __init__(self, loop: LoopThread, stream: LogStream) -> None:
         self._loop = loop
         self._stream = stream
 
@@ -601,6 +497,10 @@ class OutputReader:
     def readline(self) -> bytes:
         """The next line with its newline; b"" at the end."""
         return self._loop.call(self._stream.readline())
+
+    def readexactly(self, n: int) -> bytes:
+        """`n` bytes. Raises: asyncio.IncompleteReadError at the end, with what there was."""
+        return self._loop.call(self._stream.readexactly(n))
 
     def __iter__(self) -> Iterator[bytes]:
         while line := self.readline():
