@@ -57,6 +57,7 @@ HEALTH_RESULTS_KEPT = 5  # results of probes that are kept, docker's number
 PROBE_OUTPUT_BYTES = 4096  # kept of one probe, likewise
 READY_LINE_BYTES = 65536  # of one line that a log pattern is tried on
 NOTIFY_BYTES = 4096  # one datagram of sd_notify; systemd takes a page too
+NOTIFY_SETTLE_S = 5.0  # until that a container is ready is written down; then it may be lost with the engine
 NOTIFY_PAUSE_S = 0.01  # between datagrams: who floods the socket costs us 100 wake-ups a second, no more
 
 # ---- the runtime and the keeper ----

@@ -48,30 +48,92 @@ def parse(datagram: bytes) -> Notification:
 
 
 class NotifySocket:
-    """Bound at `directory/notify.sock`, which is made anew: an earlier engine's socket hears nothing any more."""
+    """Bound at `directory/notify.sock`, which is made anew: an earlier engine's socket hears nothing any more.
+
+    After `expect_ready` what says READY=1 is looked at and stays in the socket until `settle`: whoever has the socket
+    after us finds it.
+    """
 
     def __init__(self, directory: str) -> None:
+        self._begin(_bind(directory))
+
+    @classmethod
+    def resumed(cls, descriptor: int, ready_mono: float | None, stopping: bool, status: bytes | None) -> NotifySocket:
+        """An earlier engine's, which the keeper has kept and read; it owns the descriptor from now on."""
+        resumed = cls.__new__(cls)
+        resumed._begin(socket.socket(fileno=descriptor))
+        resumed._socket.setblocking(False)
+        resumed.expect_ready()
+        resumed._ready_at, resumed.stopping = ready_mono, stopping
+        resumed.status = status.decode("utf-8", "replace") if status is not None else None
+        return resumed
+
+    def _begin(self, made: socket.socket) -> None:
         self.status: str | None = None
         self.stopping = False
         self._ready_at: float | None = None
         self._news = asyncio.Event()
-        self._socket = _bind(directory)
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._socket = made
+
+    @property
+    def descriptor(self) -> int:
+        """For the keeper to keep."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Again is nothing."""
         self._socket.close()
 
+    def expect_ready(self) -> None:
+        """A run begins: what says that it is ready stays in the socket until `settle`."""
+        self._settled.clear()
+
+    def settle(self) -> None:
+        """That it is ready is written down."""
+        self._settled.set()
+
     async def receive(self) -> None:
         """Take in what comes, until it is cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            # One byte more shows what is too long. Descriptors that come along are dropped by the kernel.
-            datagram = await loop.sock_recv(self._socket, limits.NOTIFY_BYTES + 1)
+            await self._wait_readable()
+            try:
+                # One byte more shows what is too long. Descriptors that come along are dropped by the kernel.
+                datagram = self._socket.recv(limits.NOTIFY_BYTES + 1, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue
             if len(datagram) <= limits.NOTIFY_BYTES:
-                self._take(parse(datagram))
+                said = parse(datagram)
+                self._take(said)
+                if said.ready:
+                    await self._wait_settled()
             else:
                 log.warning("a notification of more than %d bytes was left out", limits.NOTIFY_BYTES)
+            with contextlib.suppress(BlockingIOError):
+                self._socket.recv(1)
             await asyncio.sleep(limits.NOTIFY_PAUSE_S)
+
+    async def _wait_readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+        descriptor = self._socket.fileno()
+
+        def wake() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(descriptor, wake)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(descriptor)
+
+    async def _wait_settled(self) -> None:
+        """Bounded: on a full disk the program's next word must not wait for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.NOTIFY_SETTLE_S):
+                await self._settled.wait()
 
     def _take(self, said: Notification) -> None:
         if said.status is not None:

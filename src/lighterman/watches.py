@@ -18,7 +18,7 @@ from lighterman.books import Books
 from lighterman.checks import PROBES, Exec, HealthCheck, LogPattern, Port, Readiness, SdNotify
 from lighterman.clock import Clock
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, LightermanError, NotFound, OperationTimeout
+from lighterman.errors import InvalidSpec, InvalidState, KeeperLost, LightermanError, NotFound, OperationTimeout
 from lighterman.execs import Execs
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
@@ -156,7 +156,7 @@ class Watches:
     async def prepare(self, entry: Entry) -> None:
         """Before its start: what the program may find from its first moment on. Raises: StoreError."""
         if isinstance(entry.record.spec.ready, SdNotify):
-            await self._listen(entry)
+            (await self._listen(entry, anew=True)).expect_ready()
 
     def changed(self, entry: Entry, info: StateInfo) -> None:
         """A run has begun, was taken up, or has ended; the record says so already."""
@@ -168,18 +168,25 @@ class Watches:
             self._begin(entry, watch, info)
         elif info.state is State.RESTART:
             watch.run_since = info.finished_mono or 0.0
+            if watch.notify is not None:
+                watch.notify.expect_ready()
             watch.end_run()
         elif info.state is State.EXIT:
             watch.run_since = info.finished_mono or 0.0
-            watch.end()
+            self._end(entry, watch)
         watch.tell()
 
     def forget(self, entry: Entry) -> None:
         """It is removed."""
         watch = self._watches.pop(entry.record.id, None)
         if watch is not None:
-            watch.end()
+            self._end(entry, watch)
             watch.tell()
+
+    def _end(self, entry: Entry, watch: _Watch) -> None:
+        if watch.notify is not None:
+            self._tasks.finish(self._drop_kept(entry), f"drop the socket of {entry.record.name}")
+        watch.end()
 
     def close(self) -> None:
         """The engine ends; its tasks have ended by now."""
@@ -287,12 +294,15 @@ class Watches:
             case Port():
                 await self._port_opened(entry, watch, ready)
             case SdNotify():
-                notify = await self._listen(entry)
+                notify = await self._listen(entry, anew=False)
                 if entry.record.ready:
+                    notify.settle()
                     return
                 await notify.wait_ready(watch.run_since)
         entry.record.ready = True
         await self._tell(entry, "ready", None)
+        if watch.notify is not None:
+            watch.notify.settle()
         watch.tell()
 
     async def _port_opened(self, entry: Entry, watch: _Watch, ready: Port) -> None:
@@ -307,16 +317,44 @@ class Watches:
             await self._clock.sleep(wait_s)
             wait_s = min(wait_s * 1.5, _PORT_MAX_S)
 
-    async def _listen(self, entry: Entry) -> NotifySocket:
-        """The socket stands over all runs: what a program sends early is there for whoever looks later."""
+    async def _listen(self, entry: Entry, *, anew: bool) -> NotifySocket:
+        """The socket stands over all runs: what a program sends early is there for whoever looks later.
+
+        Args: anew: nothing of it runs; else an earlier engine's is taken up, with what came while there was none.
+        """
         watch = self._watches.setdefault(entry.record.id, _Watch())
         if watch.notify is None:
-            made = await in_own_thread(lambda: NotifySocket(str(entry.directory / "notify")), NotifySocket.close)
+            made = None if anew else await self._kept(entry)
+            if made is None:
+                made = await in_own_thread(lambda: NotifySocket(str(entry.directory / "notify")), NotifySocket.close)
+                await self._keep(entry, made)
             watch.notify = made
             watch.listening = self._tasks.watch(made.receive(), f"notifications of {entry.record.name}")
             # By whoever ends the task, and not before it has let go of the descriptor.
             watch.listening.add_done_callback(lambda _: made.close())
         return watch.notify
+
+    async def _kept(self, entry: Entry) -> NotifySocket | None:
+        try:
+            state = await self._host().keeper.mailbox_of(_mailbox(entry))
+        except KeeperLost:
+            return None
+        if state.socket is None:
+            return None
+        return NotifySocket.resumed(state.socket, state.ready_mono, state.stopping, state.status)
+
+    async def _keep(self, entry: Entry, made: NotifySocket) -> None:
+        """While no engine is there, the keeper reads it."""
+        try:
+            await self._host().keeper.keep_mailbox(_mailbox(entry), made.descriptor)
+        except LightermanError as failed:
+            log.warning("container %s: what it says to no engine will be lost: %s", entry.record.name, failed)
+
+    async def _drop_kept(self, entry: Entry) -> None:
+        try:
+            await self._host().keeper.drop_mailbox(_mailbox(entry))
+        except LightermanError as failed:
+            log.debug("container %s: its socket goes with the keeper: %s", entry.record.name, failed)
 
     async def _tell(self, entry: Entry, kind: str, reason: str | None) -> None:
         record = entry.record
@@ -329,6 +367,10 @@ class Watches:
             reason=reason,
         )
         await self._books.tell_fact(entry, event)
+
+
+def _mailbox(entry: Entry) -> str:
+    return f"notify:{entry.record.id}"
 
 
 def _check_of(entry: Entry) -> HealthCheck | None:

@@ -23,11 +23,6 @@ from lighterman.keeper.client import KeeperClient, SegmentPlan
 from support import eventually
 
 
-@pytest.fixture
-def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
-    return Builds(tmp_path, monkeypatch)
-
-
 def words_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -407,6 +408,88 @@ async def test_sd_notify_counts_for_its_run_only(engine: Engine) -> None:
 
 
 # ---- the next engine ---------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def left_behind(root: Path, runtime: str, *words: str) -> AsyncIterator[tuple[Path, str]]:
+    """A container that its engine has left, and that says these words when the file is there."""
+    if not os.access(PYTHON, os.X_OK):
+        pytest.skip("no /usr/bin/python3 on this host, which would send the notifications")
+    signs = root.parent / "signs"
+    signs.mkdir()
+    waits = NOTIFY.replace("for word in", "while not os.path.exists('/signs/go'): time.sleep(0.01)\nfor word in")
+    waits = waits.replace("time.sleep(1000)", "open('/signs/said', 'w').close()\ntime.sleep(1000)")
+    async with Engine(root, runtime=runtime) as engine:
+        box = await engine.create(
+            "busybox",
+            [PYTHON, "-I", "-c", waits, *words],
+            name="box",
+            lease=None,
+            ready=SdNotify(),
+            mounts=[*PYTHON_MOUNTS, f"{signs}:/signs"],
+        )
+        await box.start()
+    yield signs, box.id
+    async with Engine(root, runtime=runtime) as engine:
+        await (await engine.get(box.id)).remove(force=True)
+
+
+async def test_ready_said_while_no_engine_is_there(root: Path, real_runtime: str) -> None:
+    """Also more words than a socket's queue has room for, which nobody has to wait with."""
+    words = ["STATUS=loading", "READY=1", *(f"STATUS=step {number}" for number in range(600))]
+    async with left_behind(root, real_runtime, *words) as (signs, id):
+        (signs / "go").touch()
+        await eventually(lambda: (signs / "said").exists(), LIMIT_S)
+        async with Engine(root, runtime=real_runtime) as engine:
+            box = await engine.get(id)
+            await box.wait(until="ready", timeout_s=LIMIT_S)
+            await eventually(lambda: box.status_text == "step 599", LIMIT_S)
+        async with Engine(root, runtime=real_runtime) as engine:
+            box = await engine.get(id)
+            assert box.is_ready
+
+
+async def test_what_was_not_said_is_not_heard_and_the_socket_goes_on(root: Path, real_runtime: str) -> None:
+    """A program that has connected to the socket once still reaches the next engine."""
+    async with (
+        left_behind(root, real_runtime, "READY=1\nSTATUS=now") as (signs, id),
+        Engine(root, runtime=real_runtime) as engine,
+    ):
+        box = await engine.get(id)
+        assert not box.is_ready
+        assert box.status_text is None
+        (signs / "go").touch()
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+        assert box.status_text == "now"
+        # Of the run before: it does not count for the next.
+        await box.restart(grace_s=0)
+        assert not box.is_ready
+        await box.wait(until="ready", timeout_s=LIMIT_S)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_ready_said_while_engines_are_killed(root: Path, seed: int) -> None:
+    """Heard by an engine that dies before it has written that down, or by none."""
+    program = (
+        "import asyncio, sys\nfrom lighterman import Engine\n"
+        "async def main():\n    async with Engine(sys.argv[1]):\n"
+        "        print('open', flush=True)\n        await asyncio.Event().wait()\nasyncio.run(main())"
+    )
+    async with left_behind(root, "crun", "READY=1") as (signs, id):
+        for turn in range(2):
+            engine = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, str(root), stdout=asyncio.subprocess.PIPE
+            )
+            assert engine.stdout is not None
+            assert await engine.stdout.readline() == b"open\n"
+            (signs / "go").touch()
+            if turn == seed % 2:
+                await eventually(lambda: (signs / "said").exists(), LIMIT_S)
+            engine.kill()
+            await engine.wait()
+        await eventually(lambda: (signs / "said").exists(), LIMIT_S)
+        async with Engine(root, runtime="crun") as last:
+            await (await last.get(id)).wait(until="ready", timeout_s=LIMIT_S)
 
 
 async def test_health_and_readiness_go_on_under_the_next_engine(tmp_path: Path, real_runtime: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "KeeperClient",
     "KeeperStats",
     "LeaseState",
+    "MailboxState",
     "MountPlan",
     "SegmentPlan",
     "Spawned",
@@ -167,6 +168,18 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     over: bool
     gone_until: float | None
     connection: int | None
+
+
+class MailboxState(msgspec.Struct, frozen=True, kw_only=True):
+    """A kept socket (a duplicate, the caller's to close; None if it is unknown), and what was read from it last.
+
+    `ready_mono`: when READY=1 came, seconds on CLOCK_MONOTONIC; None if it did not. `status`: the last STATUS.
+    """
+
+    socket: int | None
+    ready_mono: float | None
+    stopping: bool
+    status: bytes | None
 
 
 class KeeperClient:
@@ -405,6 +418,27 @@ class KeeperClient:
     async def release_lease(self, name: str) -> None:
         """Give a lease up without consequence; an unknown one is fine. Raises: KeeperLost."""
         await self._connection.call(wire.RELEASE, {"lease": name}, limits.KEEPER_CALL_S)
+
+    async def keep_mailbox(self, name: str, socket: int) -> None:
+        """Keep a duplicate of a datagram socket, and read it while no engine is there (see `mailboxes.py`).
+
+        A later call of the same name replaces it. Raises: InvalidSpec, LimitExceeded, KeeperLost.
+        """
+        await self._connection.call(wire.MAILBOX, {"mailbox": name}, limits.KEEPER_CALL_S, [socket])
+
+    async def mailbox_of(self, name: str) -> MailboxState:
+        """What an earlier engine has given to keep. Raises: KeeperLost."""
+        answer, fds = await self._connection.call(wire.MAILBOX_OF, {"mailbox": name}, limits.KEEPER_CALL_S)
+        return MailboxState(
+            socket=fds[0] if fds else None,
+            ready_mono=answer["ready_ns"] / 1e9 if answer["ready_ns"] else None,
+            stopping=answer["stopping"],
+            status=answer["status"],
+        )
+
+    async def drop_mailbox(self, name: str) -> None:
+        """Let it go; an unknown one is fine. Raises: KeeperLost."""
+        await self._connection.call(wire.MAILBOX, {"mailbox": name}, limits.KEEPER_CALL_S)
 
     async def ping(self) -> None:
         """One round trip. Raises: KeeperLost, OperationTimeout."""

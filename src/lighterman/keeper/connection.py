@@ -254,4 +254,6 @@ _NAMES = {
     wire.RENEW: "renew",
     wire.LEASE_OF: "lease",
     wire.UPGRADE: "upgrade",
+    wire.MAILBOX: "keep a mailbox",
+    wire.MAILBOX_OF: "keep a mailbox",
 }

@@ -14,6 +14,7 @@ from struct import Struct
 
 from . import wire
 from .leases import Lease
+from .mailboxes import Mailbox
 from .table import Row
 from .wire import WireError
 
@@ -111,6 +112,7 @@ class State:
         self.leases: list[Lease] = []
         self.ending: list[Lease] = []
         self.over: list[str] = []
+        self.mailboxes: list[Mailbox] = []
         self.calls: list[CallState] = []
         self.peers: list[PeerState] = []
 
@@ -123,6 +125,7 @@ class State:
         made += [_row_record(row) for row in self.rows.values()]
         made += [("unclaimed", {"exits": some}, []) for some in _chunks(self.unclaimed)]
         made += [("over", {"names": some}, []) for some in _chunks(self.over)]
+        made += [_mailbox_record(box) for box in self.mailboxes]
         for kind, leases in (("lease", self.leases), ("ending", self.ending)):
             for lease in leases:
                 made.append(_lease_record(kind, lease))
@@ -182,6 +185,8 @@ def parse(records: list[Record]) -> State:
             state.unclaimed += [(pid, status, mono_ns) for pid, status, mono_ns in body["exits"]]
         elif kind == "over":
             state.over += body["names"]
+        elif kind == "mailbox":
+            state.mailboxes.append(Mailbox(body["name"], fds[0], body["ready_ns"], body["stopping"], body["status"]))
         elif kind == "lease":
             state.leases.append(_lease(body))
         elif kind == "ending":
@@ -264,6 +269,11 @@ def _row(body: dict[str, Any], fds: list[int]) -> Row:
     for name in _ROW:
         setattr(row, name, body[name])
     return row
+
+
+def _mailbox_record(box: Mailbox) -> Record:
+    said = {"name": box.name, "ready_ns": box.ready_ns, "stopping": box.stopping, "status": box.status}
+    return "mailbox", said, [box.fd]
 
 
 _LEASE = ("name", "pidfd", "until", "remove", "groups", "grace_s", "connection", "gone_until")

@@ -20,6 +20,7 @@ from .calls import (
 )
 from .channel import close_all
 from .leases import Leases, remove_directories
+from .mailboxes import Mailboxes
 from .output import Output
 from .peer import Peer
 from .requests import Refused, SpawnRequest
@@ -40,7 +41,7 @@ class Jobs:
     """What the keeper keeps.
 
     Attributes:
-        table, calls, leases, slots, spawner, binaries: also what a next program goes on with (see `upgrade.py`).
+        table, calls, leases, mailboxes, slots, spawner, binaries: what a next program goes on with too (`upgrade.py`).
         attended: whether an engine is connected. While none is, output goes into segments.
         unreaped: whether there may be exits to reap.
         forsaken: the last lease of a private root has ended, and with it everything.
@@ -60,6 +61,7 @@ class Jobs:
         self.table = Table()
         self.calls: dict[int, Call] = {}
         self.leases = Leases(self.table, watch, unwatch, tell_lease)
+        self.mailboxes = Mailboxes(watch, unwatch)
         self.attended = False
         self.unreaped = False
         self.forsaken = False
@@ -79,7 +81,8 @@ class Jobs:
     def next_due(self) -> float | None:
         """When `expire` has something to do, on the monotonic clock."""
         due = [call.deadline_ns / 1e9 for call in self.calls.values() if not call.timed_out]
-        due += [at for at in (self._output.next_retry(), self.leases.next_due()) if at is not None]
+        others = (self._output.next_retry(), self.leases.next_due(), self.mailboxes.next_due())
+        due += [at for at in others if at is not None]
         return min(due, default=None)
 
     def expire(self) -> None:
@@ -89,6 +92,7 @@ class Jobs:
             if not call.timed_out and call.deadline_ns <= now * 1e9:
                 call.kill()
         self._output.retry(now)
+        self.mailboxes.retry(now)
         due = self.leases.next_due()
         if due is not None and due <= now:
             self._enforce_leases()
@@ -99,10 +103,12 @@ class Jobs:
         """An engine is there: its is the output."""
         self.attended = True
         self._output.stop_all()
+        self.mailboxes.attend()
 
     def abandon(self) -> None:
         """The engine has gone."""
         self.attended = False
+        self.mailboxes.abandon()
         for row in self.table.rows():
             if row.pid is not None:
                 self._output.start(row)
@@ -114,7 +120,9 @@ class Jobs:
     def go_on(self) -> None:
         """After `stand_still`, or in the next program."""
         self.unreaped = True
-        if not self.attended:
+        if self.attended:
+            self.mailboxes.attend()
+        else:
             self.abandon()
 
     def disown(self, peer: Peer) -> None:

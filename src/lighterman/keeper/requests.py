@@ -98,9 +98,17 @@ def job_key(body: dict[str, object]) -> str:
 
 
 def lease_name(body: dict[str, object]) -> str:
-    name = text(body, "lease")
+    return _name(body, "lease")
+
+
+def mailbox_name(body: dict[str, object]) -> str:
+    return _name(body, "mailbox")
+
+
+def _name(body: dict[str, object], key: str) -> str:
+    name = text(body, key)
     if not wire.valid_job(name):
-        raise Refused(INVALID, f"lease {name[:40]!r}: must be [A-Za-z0-9][A-Za-z0-9_.:-]{{0,200}}")
+        raise Refused(INVALID, f"{key} {name[:40]!r}: must be [A-Za-z0-9][A-Za-z0-9_.:-]{{0,200}}")
     return name
 
 

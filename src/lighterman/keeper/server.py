@@ -292,6 +292,7 @@ class Keeper:
         state.unclaimed = jobs.table.unclaimed.all()
         state.leases, state.ending = list(jobs.leases.held()), list(jobs.leases.ending())
         state.over = list(jobs.leases.over)
+        state.mailboxes = list(jobs.mailboxes.all())
         state.calls = [_call_state(call) for call in jobs.calls.values() if call.then is None]
         for peer in self._peers.values():
             left = PeerState(peer.fd, peer.role, peer.version, peer is self._engine)
@@ -324,6 +325,8 @@ class Keeper:
         for lease in state.ending:
             jobs.leases.go_on_ending(lease)
         jobs.leases.over.update(state.over)
+        for box in state.mailboxes:
+            jobs.mailboxes.put(box)
         jobs.go_on()
         for peer in list(self._peers.values()):
             try:

@@ -10,6 +10,7 @@ from . import cgroup, requests, stats, wire
 from .channel import close_all
 from .jobs import Jobs
 from .leases import Lease
+from .mailboxes import Mailbox
 from .peer import Peer, exit_values
 from .requests import Refused, SpawnRequest
 from .table import Row
@@ -47,6 +48,8 @@ class Verbs:
             wire.RENEW: self._renew,
             wire.LEASE_OF: self._lease_of,
             wire.UPGRADE: self._upgrade,
+            wire.MAILBOX: self._mailbox,
+            wire.MAILBOX_OF: self._mailbox_of,
             wire.REGISTER: self._register,
             wire.PING: self._ping,
             wire.STATS: self._stats,
@@ -161,6 +164,32 @@ class Verbs:
             return
         duplicates = [os.dup(lease.connection)] if lease.connection is not None else []
         peer.send(wire.OK, request, {"holds": True, "over": False, "gone_until": lease.gone_until}, duplicates)
+
+    def _mailbox(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Keep the socket that came along under a name; without one, let go of what there is."""
+        name = requests.mailbox_name(body)
+        boxes = self._jobs.mailboxes
+        if len(fds) > 1 or (fds and not S_ISSOCK(os.fstat(fds[0]).st_mode)):
+            raise Refused(requests.INVALID, f"mailbox {name}: needs one socket")
+        if not fds:
+            boxes.remove(name)
+        elif boxes.full and boxes.get(name) is None:
+            raise Refused(requests.LIMIT, f"mailbox {name}: too many mailboxes")
+        else:
+            # Or one that has nothing to say would hold up the loop.
+            os.set_blocking(fds[0], False)
+            boxes.put(Mailbox(name, fds[0]))
+            fds.clear()
+        peer.send(wire.OK, request, {})
+
+    def _mailbox_of(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """A duplicate of one, with what was said while nobody else read it."""
+        box = self._jobs.mailboxes.get(requests.mailbox_name(body))
+        if box is None:
+            peer.send(wire.OK, request, {"ready_ns": 0, "stopping": False, "status": None})
+            return
+        said: dict[str, object] = {"ready_ns": box.ready_ns, "stopping": box.stopping, "status": box.status}
+        peer.send(wire.OK, request, said, [os.dup(box.fd)])
 
     def _release(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         self._jobs.leases.release(requests.lease_name(body))
