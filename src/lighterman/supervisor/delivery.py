@@ -46,6 +46,8 @@ class Delivery:
             while self._queue:
                 info, then = self._queue.popleft()
                 if await self._tell_backend(info) and then is not None:
+                    # Whoever waits for what was told goes first.
+                    await asyncio.sleep(0)
                     await self._do_then(info, then)
         finally:
             self._task = None

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 CGROUP_PARENT = "/lighterman"
 # Removals run behind the exits; who starts containers in a loop must not get ahead of them for ever.
 _REMOVALS_BEHIND = 64
+# A removal begins so long after the exit was seen: whoever waits for that exit would share the interpreter with it.
+_REMOVAL_AFTER_S = 0.001
 
 
 class _Namespace(msgspec.Struct, frozen=True):
@@ -225,10 +227,12 @@ class OciRuntime:
     def _with_filter(self, spec: Spec) -> Spec:
         if self._filters is None:
             return spec
-        if self._filters.is_worth_preparing(spec.document):
+        document = self._filters.apply(spec.document)
+        if document is spec.document and self._filters.is_worth_preparing(document):
             # Once for each profile on a host; this start waits for it, no other does.
-            self._filters.prepare(spec.document)
-        return msgspec.structs.replace(spec, document=self._filters.apply(spec.document))
+            self._filters.prepare(document)
+            document = self._filters.apply(document)
+        return msgspec.structs.replace(spec, document=document)
 
     async def open(self, id: str) -> OciSystem:
         check_id(id)
@@ -293,7 +297,7 @@ class OciRuntime:
     # ---- removal, off everybody's way ----
 
     def _queue_removal(self, system: OciSystem) -> None:
-        task = asyncio.get_running_loop().create_task(self._remove(system), name=f"remove {system.id}")
+        task = asyncio.get_running_loop().create_task(self._remove_behind(system), name=f"remove {system.id}")
         self._removals[system.id] = task
         task.add_done_callback(lambda _: self._forget(system, task))
 
@@ -302,6 +306,10 @@ class OciRuntime:
             del self._removals[system.id]
         if self._systems.get(system.id) is system:
             del self._systems[system.id]
+
+    async def _remove_behind(self, system: OciSystem) -> None:
+        await asyncio.sleep(_REMOVAL_AFTER_S)
+        await self._remove(system)
 
     async def _remove(self, system: OciSystem) -> None:
         try:

@@ -9,23 +9,30 @@ a thread, so that the wait goes by while the start is being prepared. Nothing ch
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from time import monotonic
 
 from lighterman.runtimes.oci.cgroups.host import CgroupHost
 
 __all__ = ["Poke"]
 
+log = logging.getLogger(__name__)
+
+_END = 1 << 32  # rung once, at the end; so many pokes never wait
 _STILL_AWAKE_S = 0.003  # for this long after the last one another would find nothing to wait for
 
 
 class Poke:
-    """Of one engine; its thread exists from the first use on."""
+    """Of one engine; its thread exists from the first use on.
+
+    Not a pool: its locks and queue would be taken and given under the very start that is to be fast.
+    """
 
     def __init__(self, host: CgroupHost) -> None:
         self._path = _own_procs(host)
-        self._thread: ThreadPoolExecutor | None = None
+        self._bell: int | None = None  # the thread's to close
         self._last = 0.0
 
     def __call__(self) -> None:
@@ -34,21 +41,36 @@ class Poke:
         if self._path is None or now - self._last < _STILL_AWAKE_S:
             return
         self._last = now
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lighterman-poke")
-        self._thread.submit(self._move_to_where_we_are, self._path)
-
-    @staticmethod
-    def _move_to_where_we_are(path: str) -> None:
-        # Where it is not allowed, a start takes as long as without.
-        with contextlib.suppress(OSError), open(path, "wb", buffering=0) as procs:
-            procs.write(b"0")
+        if self._bell is None:
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+            Thread(target=_poke, args=(self._path, self._bell), name="lighterman-poke", daemon=True).start()
+        os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Give the thread back."""
+        """End the thread."""
         self._path = None
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
+        if self._bell is not None:
+            bell, self._bell = self._bell, None
+            os.eventfd_write(bell, _END)
+
+
+def _poke(path: str, bell: int) -> None:
+    """At each ring, move ourselves to where we are."""
+    try:
+        procs = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            while os.eventfd_read(bell) < _END:
+                # Where it is not allowed, a start takes as long as without.
+                with contextlib.suppress(OSError):
+                    os.write(procs, b"0")
+        finally:
+            os.close(procs)
+    except OSError as failed:
+        log.debug("%s can't be written to: %s", path, failed)
+        while os.eventfd_read(bell) < _END:
+            continue
+    finally:
+        os.close(bell)
 
 
 def _own_procs(host: CgroupHost) -> str | None:
