@@ -20,7 +20,8 @@ async def main() -> None:
         for script in json.loads(sys.argv[2]):
             process = await box.start_exec(["sh", "-c", script], **exec_options)
             print(process.id, flush=True)
-        await asyncio.Event().wait()
+        async for event in engine.events(after=0, kinds=["oom"]):
+            print(event.kind, flush=True)
 
 
 asyncio.run(main())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -182,15 +185,22 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 async def test_commit_that_fails_has_not_happened_and_the_next_one_does(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = await open_at(path)
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("DROP TABLE events")
+    await store._in_thread(lambda: store._db.execute("DROP TABLE events"))
     with pytest.raises(StoreError, match="did not happen"):
         await store.commit(Change(save=("a", b"1"), event=(0.0, b"")))
-    assert other.execute("SELECT count(*) FROM containers").fetchone() == (0,)
+    assert (await store.load("boot", 0.0)).records == ()
     await store.commit(Change(save=("a", b"1")))
-    assert other.execute("SELECT count(*) FROM containers").fetchone() == (1,)
-    other.close()
+    assert (await store.load("boot", 0.0)).records == (b"1",)
     await store.close()
+
+
+async def test_file_is_nobody_elses_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = await open_at(path)
+    with pytest.raises(StoreError, match="locked"):
+        read_records(str(path))
+    await store.close()
+    assert read_records(str(path)) == []
 
 
 @pytest.fixture
@@ -199,7 +209,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True)
     yield small
     subprocess.run(["umount", str(small)], check=True)
 
@@ -210,14 +220,59 @@ def fill(path: Path) -> None:
             file.write(b"\0" * 4096)
 
 
+async def test_P01_full_disk_takes_what_is_small_all_the_same(small_disk: Path) -> None:
+    """Ends and stops have room that no other file can take: here some thousand of them."""
+    path = small_disk / "state.db"
+    store = await open_at(path)
+    await store._in_thread(store._reserve)
+    with pytest.raises(OSError, match="No space"):
+        fill(small_disk / "filler")
+    for number in range(1, 2001):
+        assert await store.commit(Change(save=("a", b"x" * 300), event=(0.0, b"x" * 300))) == number
+    assert os.statvfs(small_disk).f_bavail == 0
+    # As a kill of the engine leaves it: with its log, and with the disk as full as before.
+    shutil.copytree(small_disk, small_disk.parent / "killed", ignore=shutil.ignore_patterns("filler"))
+    await store.close()
+    store = await open_at(small_disk.parent / "killed" / "state.db")
+    assert (await store.events(1990, 100))[0][-1].seq == 2000
+    await store.close()
+
+
+async def test_P01_killed_on_a_full_disk_it_is_opened_on_a_full_disk(small_disk: Path) -> None:
+    program = (
+        "import asyncio, os, sys\n"
+        "from lighterman.store.base import Change\n"
+        "from lighterman.store.sqlite import SqliteStore\n"
+        "async def main():\n"
+        "    store = SqliteStore(sys.argv[1])\n"
+        "    await store.open()\n"
+        "    await store._in_thread(store._reserve)\n"
+        "    for number in range(700):\n"
+        "        await store.commit(Change(save=('a', b'x' * 300), event=(0.0, b'x' * 300)))\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    killed = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program, str(small_disk / "state.db")], timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(OSError, match="No space"):
+        fill(small_disk / "filler")
+    store = await open_at(small_disk / "state.db")
+    assert await store.last_event() == 700
+    for number in range(701, 1201):
+        assert await store.commit(Change(save=("a", b"x" * 300), event=(0.0, b"x" * 300))) == number
+    await store.close()
+
+
 async def test_full_disk_refuses_a_commit_and_takes_it_when_there_is_room(small_disk: Path) -> None:
     store = await open_at(small_disk / "state.db")
     with pytest.raises(OSError, match="No space"):
         fill(small_disk / "filler")
     with pytest.raises(StoreError):
-        await store.commit(Change(save=("a", b"x" * 100_000), event=(0.0, b"")))
+        await store.commit(Change(save=("a", b"x" * 4_000_000), event=(0.0, b"")))
     (small_disk / "filler").unlink()
-    assert await store.commit(Change(save=("a", b"x" * 100_000), event=(0.0, b""))) == 1
+    assert await store.commit(Change(save=("a", b"x" * 1_000_000), event=(0.0, b""))) == 1
     await store.close()
 
 

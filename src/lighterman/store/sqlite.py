@@ -6,6 +6,7 @@ Group commit: all changes that wait when the thread comes round go into one tran
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
@@ -22,11 +23,24 @@ from lighterman.store.migrations import migrate
 
 __all__ = ["SqliteStore", "read_records"]
 
+log = logging.getLogger(__name__)
+
 _Result = TypeVar("_Result")
 
 
+# What a full disk must not refuse (ends, stops, removals) is written in place: room for it is in the file and in the
+# write-ahead log beforehand. 1 MiB is about 500 frames of the log, which is begun anew before they are used up.
+_RESERVE_BYTES = 1 << 20
+_CHECKPOINT_PAGES = 400
+_RESERVE_AFTER_S = 1.0  # it takes some 25 ms, which nobody who has just begun should wait for
+_RESERVE_COMMITS = 500
+
+
 class SqliteStore:
-    """WAL and `synchronous=NORMAL`: safe against the death of any of our processes, not against loss of power."""
+    """WAL and `synchronous=NORMAL`: safe against the death of any of our processes, not against loss of power.
+
+    The file is locked while it is open: nobody else has business there, and so the index of the log needs no file.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -34,6 +48,8 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._waiting: deque[tuple[Change, asyncio.Future[int]]] = deque()
         self._lock = threading.Lock()
+        self._since_reserve = 0
+        self._reserving: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Open or make the file and bring it to this version's schema.
@@ -45,6 +61,8 @@ class SqliteStore:
         except BaseException:
             await self.close()
             raise
+        loop = asyncio.get_running_loop()
+        self._reserving = loop.call_later(_RESERVE_AFTER_S, lambda: self._thread.submit(self._reserve))
 
     def _open(self) -> None:
         # Environments with secrets are in it; its -wal and -shm get the same mode.
@@ -52,9 +70,30 @@ class SqliteStore:
         os.chmod(self._path, 0o600)
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._connection = connection
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+        # What was killed has left its log: begun anew, it has room.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         migrate(connection, self._path)
+
+    def _reserve(self) -> None:
+        """Make room that no other file can take; where there is none, the next time."""
+        if self._connection is None:
+            return
+        self._since_reserve = 0
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        (page_bytes,) = self._connection.execute("PRAGMA page_size").fetchone()
+        if free * page_bytes >= _RESERVE_BYTES // 2 and os.path.getsize(f"{self._path}-wal") >= _RESERVE_BYTES:
+            return
+        try:
+            self._connection.execute("CREATE TABLE IF NOT EXISTS reserve (content BLOB)")
+            self._connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (_RESERVE_BYTES,))
+            self._connection.execute("DROP TABLE reserve")
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as failed:
+            log.debug("%s: no reserve for a full disk: %s", self._path, failed)
 
     async def load(self, boot_id: str, now: float) -> Loaded:
         return await self._in_thread(lambda: self._load(boot_id, now))
@@ -103,6 +142,9 @@ class SqliteStore:
             outcome = StoreError(f"{self._path}: {failed}: the change did not happen")
             outcome.__cause__ = failed
         loop.call_soon_threadsafe(_answer, [done for _, done in batch], outcome)
+        self._since_reserve += len(batch)
+        if self._since_reserve >= _RESERVE_COMMITS:
+            self._reserve()
 
     def _commit_all(self, changes: Sequence[Change]) -> list[int]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -175,6 +217,8 @@ class SqliteStore:
 
     async def close(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._reserving is not None:
+            self._reserving.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             await loop.run_in_executor(self._thread, connection.close)
