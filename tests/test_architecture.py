@@ -24,11 +24,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli", "engine_api", "cri", "testing"),
     ("sync", "__init__"),
     ("engine", "container", "doctor", "comparison"),
-    ("watches", "leases"),
+    ("watches", "leases", "windows_leases", "windows_recovery"),
     ("recovery", "execs"),
     ("books", "capture"),
     ("entry",),
     ("asking", "lease", "stdin", "linux_host", "windows_host", "journal", "notify"),
+    ("host",),
     ("supervisor",),
     ("lifecycle",),
     ("runtimes",),
@@ -60,6 +61,7 @@ EXCEPTIONS: tuple[tuple[str, str], ...] = (
     ("roots", "keeper.files"),
     ("engine", "container"),  # two halves of one face
     ("container", "engine"),
+    ("windows_recovery", "engine"),
     ("recovery", "engine"),  # for type checkers only: it is handed the engine
     ("record", "lifecycle.status"),  # the status is a word, and a row holds it
     ("__init__", "sync"),
@@ -89,7 +91,7 @@ NEVER: dict[str, tuple[str, ...]] = {
 RESERVED: dict[str, tuple[str, ...]] = {
     "sqlite3": ("store",),
     "click": ("cli",),
-    "lighterman.engine": ("cli", "sync", "testing", "__init__", "container", "recovery"),
+    "lighterman.engine": ("cli", "sync", "testing", "__init__", "container", "recovery", "windows_recovery"),
 }
 
 # The keeper's program runs outside of the package, under this name: what it reaches from here, by the imports of its

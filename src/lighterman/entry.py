@@ -14,12 +14,12 @@ from lighterman import limits
 from lighterman.checks import HealthCheck
 from lighterman.errors import InvalidState, NotFound, StoreError
 from lighterman.flag import Flag
+from lighterman.images.image import Image
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.logs.container import ContainerLog
-from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import read_frames
-from lighterman.logs.sink import OutputSink, Pin, StreamEnd
+from lighterman.logs.sink import OutputSink, Pin, Pump, StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.record import Record
 from lighterman.spec import CallableSink, ExitRecord, LogPolicy, ProcessConfig
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lighterman.journal import Event
     from lighterman.logs.feeds import Feeds
 
-__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "take_output"]
+__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "read_output", "take_output"]
 
 
 class Output:
@@ -79,7 +79,7 @@ class Output:
 class ExecEntry:
     """One exec process."""
 
-    def __init__(self, name: str, pump: OutputPump, directory: Path, policy: LogPolicy = "block") -> None:
+    def __init__(self, name: str, pump: Pump, directory: Path, policy: LogPolicy = "block") -> None:
         self.name = name
         self.pid = 0
         self.directory = directory
@@ -118,7 +118,7 @@ class ExecEntry:
 class Entry:
     """One container."""
 
-    def __init__(self, record: Record, pump: OutputPump, directory: Path) -> None:
+    def __init__(self, record: Record, pump: Pump, directory: Path) -> None:
         self.record = record
         self.directory = directory
         self.log = ContainerLog(pump, directory / "logs", policy=record.spec.log_policy)
@@ -126,7 +126,7 @@ class Entry:
         self._pump = pump
         self.client: Client | None = None  # of the runtime that its last run used
         self.process: ProcessConfig | None = None  # of its last run
-        self.lowers: tuple[str, ...] = ()
+        self.image: Image | None = None  # of its last run
         self.output_of = Output()
         self.execs: dict[str, ExecEntry] = {}
         # When the time of an exec is over (`ExecEntry.due`), by its id; and what is written down of that.
@@ -230,6 +230,13 @@ def take_output(streams: Streams, sink: OutputSink) -> None:
         if stream is not None:
             sink.add(number, stream.detach(progress=lambda: sink.progress))
             _tie(stream, sink, number)
+
+
+def read_output(streams: Streams, sink: OutputSink) -> None:
+    """As `take_output`, where streams have no descriptors: they tell by themselves when they are at their end."""
+    for number, stream in ((1, streams.stdout), (2, streams.stderr)):
+        if stream is not None:
+            sink.add_reader(number, stream.read)
 
 
 def _tie(stream: ReadStream, sink: OutputSink, number: int) -> None:

@@ -14,7 +14,7 @@ from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import Entry, ExecEntry
 from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound
-from lighterman.linux_host import LinuxHost
+from lighterman.host import Host
 from lighterman.results import Result
 from lighterman.spec import ConsoleSize, Timings
 from lighterman.supervisor.client import Client
@@ -37,7 +37,7 @@ class Execs:
         self,
         clock: Clock,
         tasks: OwnedTasks,
-        host: Callable[[], LinuxHost],
+        host: Callable[[], Host],
         client_of: Callable[[Entry], Client],
     ) -> None:
         self._clock = clock
@@ -78,7 +78,7 @@ class Execs:
         config = await self._host().exec_process(
             entry.process,
             asked.argv,
-            root=f"/proc/{entry.record.pid}/root",
+            pid=entry.record.pid,
             env=asked.env,
             workdir=asked.workdir,
             user=asked.user,

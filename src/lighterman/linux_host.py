@@ -21,7 +21,7 @@ from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
-from lighterman.runtimes.base import RuntimeVersion
+from lighterman.runtimes.base import CreateOption, RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars, Poke, cgroup_host, check_resources
@@ -34,7 +34,18 @@ from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.tree import Members
-from lighterman.spec import ConsoleSize, ContainerSpec, HostFile, ProcessConfig, Resources, Rootfs, Spec
+from lighterman.runtimes.options import OutputSegments, WithLease
+from lighterman.spec import (
+    ConsoleSize,
+    ContainerSpec,
+    HostFile,
+    Overlay,
+    PlainRoot,
+    ProcessConfig,
+    Resources,
+    Rootfs,
+    Spec,
+)
 from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
@@ -283,8 +294,10 @@ class LinuxHost:
         assert rootfs is not None
         return await look_at_files(f"root {rootfs!r:.140}", partial(directory_image, rootfs, forbidden=self._forbidden))
 
-    async def spec(self, id: str, wanted: ContainerSpec, image: Image, rootfs: Rootfs, directory: str) -> Spec:
-        """Check and encode; `directory` is the container's own. Raises: as `build_spec`."""
+    async def spec(self, id: str, wanted: ContainerSpec, image: Image) -> Spec:
+        """Check and encode. Raises: as `build_spec`."""
+        directory = self._root.container(id)
+        rootfs = _rootfs(wanted, image, directory, volatile=self._root.private)
         files = EtcFiles(
             hosts=f"{directory}/hosts",
             hostname=f"{directory}/hostname",
@@ -309,12 +322,25 @@ class LinuxHost:
         blocks = wanted.network == "host" or touches_files(wanted, image.config)
         return await look_at_files(f"the mounts of container {id}", build) if blocks else build()
 
+    def create_options(
+        self, id: str, wanted: ContainerSpec, image: Image | None, lease: str | None
+    ) -> list[CreateOption]:
+        """Where the keeper puts output while we are away, and what of its leases binds the run."""
+        options: list[CreateOption] = [
+            OutputSegments(
+                self._root.container(id), limits.SEGMENT_BYTES, limits.SEGMENT_FILES, policy=wanted.log_policy
+            )
+        ]
+        if lease is not None:
+            options.append(WithLease(lease))
+        return options
+
     async def exec_process(
         self,
         base: ProcessConfig,
         args: tuple[str, ...],
         *,
-        root: str,
+        pid: int,
         env: dict[str, str] | None,
         workdir: str | None,
         user: str | None,
@@ -322,7 +348,7 @@ class LinuxHost:
         console_size: ConsoleSize | None,
         stdin: bool,
     ) -> ProcessConfig:
-        """A further process of a container whose root is at `root`. Raises: as `document.exec_process`."""
+        """A further process of the container of `pid`. Raises: as `document.exec_process`."""
 
         def build() -> ProcessConfig:
             return exec_process(
@@ -331,7 +357,7 @@ class LinuxHost:
                 env=env,
                 workdir=workdir,
                 user=user,
-                root_lookup=root,
+                root_lookup=f"/proc/{pid}/root",
                 terminal=terminal,
                 console_size=console_size,
                 stdin=stdin,
@@ -344,6 +370,9 @@ class LinuxHost:
         check_resources(resources, self._cgroups)
 
     # ---- the end ----
+
+    def forget(self, id: str) -> None:
+        """Nothing of it is kept outside of its directory."""
 
     async def close(self, *, by_force: bool) -> bool:
         """Finish removals under way; end the keeper where nothing lives on, else leave it. Returns: whether it ended.
@@ -368,6 +397,13 @@ class LinuxHost:
             ended = True
         await self.keeper.close()
         return ended
+
+
+def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:
+    if spec.rootfs is not None and spec.rootfs_rw:
+        return PlainRoot(path=image.layers[0])
+    # What is removed with its engine anyway needs no sync when it is unmounted.
+    return Overlay(lowers=image.layers, upper=f"{directory}/upper", work=f"{directory}/work", volatile=volatile)
 
 
 def _etc(files: EtcFiles, hostname: str, *, host_network: bool) -> tuple[HostFile, ...]:

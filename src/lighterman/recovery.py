@@ -14,10 +14,8 @@ from lighterman.books import Books
 from lighterman.entry import Entry
 from lighterman.errors import LightermanError, StoreError
 from lighterman.journal import Event
-from lighterman.keeper.client import JobExit
 from lighterman.lifecycle.restart import RunEnd, should_start_at_boot
 from lighterman.lifecycle.status import Status
-from lighterman.linux_host import HeldJob, LinuxHost
 from lighterman.record import Record
 from lighterman.spec import ExitRecord
 from lighterman.store.base import Loaded, Store
@@ -25,12 +23,14 @@ from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.engine import Engine
+    from lighterman.keeper.client import JobExit
+    from lighterman.linux_host import HeldJob, LinuxHost
 
-__all__ = ["take_up"]
+__all__ = ["HOST_RESTARTED", "decoded", "drop_output", "is_due_at_boot", "settle_the_ended", "take_up", "tell_lost"]
 
 log = logging.getLogger(__name__)
 
-_HOST_RESTARTED = "host restarted"
+HOST_RESTARTED = "host restarted"
 
 
 async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -> None:
@@ -44,11 +44,11 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for job in await host.held_jobs():
         jobs.setdefault(job.meta.id, []).append(job)
     for stone in loaded.tombstones:
-        books.remember(stone, engine.inside.new_entry(_decoded(stone.record)))
+        books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
     due: list[Entry] = []
     for encoded in loaded.records:
-        record = _decoded(encoded)
+        record = decoded(encoded)
         await _take_up_one(engine, host, books, record, loaded, jobs.pop(record.id, []), due, rebooted=rebooted)
     for unknown in jobs.values():
         # Its container was never written down, or has been removed: nobody waits for it.
@@ -63,7 +63,8 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     await asyncio.sleep(0)
 
 
-def _decoded(encoded: bytes) -> Record:
+def decoded(encoded: bytes) -> Record:
+    """A row of the store. Raises: StoreError."""
     try:
         return msgspec.json.decode(encoded, type=Record)
     except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
@@ -94,9 +95,10 @@ async def _take_up_one(
     entry.feed_sinks()
     half_started = record.starting and record.status is not Status.RESTARTING
     if half_started or record.status in (Status.CREATED, Status.EXITED):
-        await _settle_the_ended(host, books, entry, jobs)
+        await host.end_jobs(jobs)
+        await settle_the_ended(books, entry)
     elif rebooted:
-        await _tell_lost(books, entry)
+        await tell_lost(books, entry, HOST_RESTARTED)
     else:
         await _take_up_running(engine, host, books, entry, jobs, due)
     if record.lease in ("scope", "process") or (record.lease in ("owner", "connection") and rebooted):
@@ -104,29 +106,29 @@ async def _take_up_one(
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
     await engine.leases.take_up(entry)
-    if rebooted and _is_due_at_boot(record):
+    if rebooted and is_due_at_boot(record):
         due.append(entry)
 
 
-async def _settle_the_ended(host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob]) -> None:
+async def settle_the_ended(books: Books, entry: Entry) -> None:
     """What was half started was promised to nobody; what has ended only was not acknowledged yet."""
-    await host.end_jobs(jobs)
     entry.ended.set()
     entry.record.until = None
     if entry.record.starting:
-        await _drop_output(entry, entry.record.starting)
+        await drop_output(entry, entry.record.starting)
         entry.record.starting = 0
         if entry.record.status not in (Status.CREATED, Status.EXITED):
             entry.record.status = Status.EXITED
         await books.save(entry)
 
 
-async def _drop_output(entry: Entry, generation: int) -> None:
+async def drop_output(entry: Entry, generation: int) -> None:
     """What a run wrote that nobody was told of: the next one bears its number."""
     await in_thread(shutil.rmtree, entry.directory / "logs" / str(generation), ignore_errors=True)
 
 
-def _is_due_at_boot(record: Record) -> bool:
+def is_due_at_boot(record: Record) -> bool:
+    """Whether its policy starts it when its host, or its engine, has come back."""
     exit = record.exit
     if exit is None or exit.reason == "lease":
         return False
@@ -134,10 +136,11 @@ def _is_due_at_boot(record: Record) -> bool:
     return should_start_at_boot(record.spec.restart, manually_stopped=record.manually_stopped, last_end=end)
 
 
-async def _tell_lost(books: Books, entry: Entry) -> None:
+async def tell_lost(books: Books, entry: Entry, why: str) -> None:
+    """It ran when the engine before us went, and how it ended nobody can know."""
     record = entry.record
     record.status, record.pid, record.until = Status.EXITED, 0, None
-    record.exit = ExitRecord(unknown=_HOST_RESTARTED, started_at=record.started_at, generation=record.generation)
+    record.exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
     await books.tell(
         entry,
         Event(kind="exit", container=record.id, name=record.name, generation=record.generation, exit=record.exit),
@@ -188,7 +191,7 @@ async def _take_up_running(
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
         await host.end_jobs([job for job in jobs if job not in stale])
-        await _drop_output(entry, record.generation + 1)
+        await drop_output(entry, record.generation + 1)
         due.append(entry)
         return
     runtime = await host.runtime(record.runtime or None)

@@ -10,7 +10,7 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lighterman import limits
 from lighterman.arguments import check_seconds
@@ -20,18 +20,20 @@ from lighterman.clock import Clock
 from lighterman.entry import Entry
 from lighterman.errors import InvalidSpec, InvalidState, KeeperLost, LightermanError, NotFound, OperationTimeout
 from lighterman.execs import Execs
+from lighterman.host import Host
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.health import Health, HealthMonitor, HealthReport, Which
 from lighterman.lifecycle.status import Status
-from lighterman.linux_host import LinuxHost
 from lighterman.logs.reader import Cursor
 from lighterman.notify import NotifySocket
-from lighterman.runtimes.oci.reach import Reach
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.health import Answer, watch_health
 from lighterman.supervisor.tasks import OwnedTasks
 from lighterman.threads import in_own_thread
+
+if TYPE_CHECKING:
+    from lighterman.runtimes.oci.reach import Reach
 
 __all__ = ["Until", "Watches"]
 
@@ -91,7 +93,7 @@ class Watches:
         tasks: OwnedTasks,
         books: Books,
         execs: Execs,
-        host: Callable[[], LinuxHost],
+        host: Callable[[], Host],
         client_of: Callable[[Entry], Client],
         stop: Callable[[Entry, str], Awaitable[object]],
         face: Callable[[Entry], object],

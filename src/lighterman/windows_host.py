@@ -1,30 +1,65 @@
 """What an engine has of a Windows host: the service's runtime, layers, and the way from wishes to a spec.
 
-The same face as `linux_host` where that makes sense. There is no keeper: nothing is held, nothing is taken over.
+See `host.Host`. There is no keeper: nothing is held, nothing is taken over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
-from typing import Any
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lighterman.errors import InvalidSpec, NotSupported
+from lighterman import limits
+from lighterman.checks import Exec, HealthCheck, LogPattern
+from lighterman.errors import InvalidSpec, LightermanError, NotSupported
+from lighterman.host import Poke
 from lighterman.images.image import Image, ImageConfig
+from lighterman.roots import StateRoot, abandoned
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
 from lighterman.runtimes.hcs import HcsRuntime, TerminateWithEngine
 from lighterman.runtimes.hcs.load import BindingName, load_runtime
 from lighterman.runtimes.options import Layers
-from lighterman.spec import ConsoleSize, ContainerSpec, LeaseKind, Mount, ProcessConfig, Resources, Spec, User
+from lighterman.spec import (
+    ConsoleSize,
+    ContainerSpec,
+    JournaldSink,
+    Mount,
+    ProcessConfig,
+    Resources,
+    RestartPolicy,
+    Spec,
+    User,
+)
+from lighterman.threads import in_thread
+from lighterman.trees import remove_tree
 
-__all__ = ["WindowsHost", "open_host"]
+if TYPE_CHECKING:
+    from lighterman.keeper.client import KeeperClient
+
+__all__ = ["Loader", "WindowsHost", "load", "open_host"]
+
+log = logging.getLogger(__name__)
+
+Loader = Callable[[BindingName, str], Awaitable[HcsRuntime]]
+"""Finds the service by one of its DLLs, for the compute systems of one owner. Raises: RuntimeUnavailable."""
 
 NAME = "hcs"
+BINDINGS: dict[str | None, BindingName] = {
+    None: "vmcompute",
+    NAME: "vmcompute",
+    "vmcompute": "vmcompute",
+    "computecore": "computecore",
+}
 LAYER_CHAIN = "layerchain.json"  # docker's: a JSON list of the parents' folders, the nearest first
 DEFAULT_STOP_SIGNAL = 15
+_BOOTS = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
 
 # Wishes that Windows has no word for, with what they are when nobody wished.
 _LINUX_ONLY = (
@@ -45,33 +80,62 @@ _LINUX_ONLY = (
 _LIMITS = frozenset({"memory_bytes", "cpus", "cpu_shares"})
 
 
-async def open_host(
-    store: str, *, owner: str, binding: BindingName = "vmcompute", hyper_v: bool = False
-) -> WindowsHost:
-    """Find the service, end what an earlier engine of this owner left, go on removing its layers.
+async def load(binding: BindingName, owner: str) -> HcsRuntime:
+    """See `Loader`; the DLL of this Windows."""
+    return await load_runtime(binding, owner=owner)
 
-    Args: store: where writable layers are. owner: tells this state root's compute systems from others'.
-    Raises: RuntimeUnavailable.
+
+async def open_host(root: StateRoot, wanted: str | None, load: Loader = load) -> WindowsHost:
+    """Find the service, and sweep what private engines left that were killed.
+
+    Args: wanted: `hcs`, or one of its DLLs: `vmcompute` (the same), `computecore`.
+    Raises: RuntimeUnavailable, NotSupported.
     """
-    runtime = await load_runtime(binding, owner=owner, hyper_v=hyper_v)
-    await runtime.sweep(store)
-    return WindowsHost(runtime, await runtime.version(), store)
+    if wanted not in BINDINGS:
+        raise NotSupported(f"runtime {wanted!r:.80}: on Windows there are hcs, vmcompute and computecore")
+    runtime = await load(BINDINGS[wanted], _owner_of(root))
+    try:
+        host = WindowsHost(root, runtime, await runtime.version())
+        await host.sweep_abandoned()
+    except BaseException:
+        await runtime.close()
+        raise
+    return host
+
+
+def _owner_of(root: StateRoot) -> str:
+    """What its compute systems are tagged with: two engines on one host leave each other's alone."""
+    return f"lighterman-{uuid.uuid5(uuid.NAMESPACE_URL, os.path.realpath(root.state)).hex[:16]}"
+
+
+def _nobody_waits() -> None:
+    return
 
 
 class WindowsHost:
     """Made by `open_host`."""
 
-    def __init__(self, runtime: HcsRuntime, version: RuntimeVersion, store: str) -> None:
+    def __init__(self, root: StateRoot, runtime: HcsRuntime, version: RuntimeVersion) -> None:
         self.version = version
+        self._root = root
         self._runtime = runtime
-        self._store = store
+
+    @property
+    def poke(self) -> Poke:
+        """Nothing here is worth being woken."""
+        return _nobody_waits
+
+    @property
+    def keeper(self) -> KeeperClient:
+        """Raises: NotSupported."""
+        raise NotSupported("there is no keeper on Windows")
 
     # ---- runtimes ----
 
     async def runtime(self, name: str | None) -> HcsRuntime:
         """The only one. Raises: NotSupported."""
         if name not in (None, NAME):
-            raise NotSupported(f"runtime {name!r}: on Windows there is only {NAME}")
+            raise NotSupported(f"runtime {name!r:.80}: on Windows there is only {NAME}")
         return self._runtime
 
     def opened(self, name: str) -> HcsRuntime:
@@ -82,15 +146,62 @@ class WindowsHost:
         """The runtime knows no better than its caller."""
         return None
 
-    # ---- the keeper, which is not there ----
+    def members(self, runtime: str, id: str, pid: int) -> None:
+        """What an exec has started ends with its container."""
 
-    async def watch_keeper(self, grant_again: object = None) -> None:
-        """Nothing can be lost: waits until it is cancelled."""
-        await asyncio.Event().wait()
+    def reach(self, runtime: str, id: str) -> None:
+        """Nothing of a container can be entered from here."""
 
-    async def held_jobs(self) -> list[Any]:
-        """None: the sweep has ended what an earlier engine left."""
-        return []
+    # ---- what an earlier engine left ----
+
+    @staticmethod
+    def boot_id() -> str:
+        """Of the host's present life; empty where Windows does not number them. Blocking."""
+        if sys.platform != "win32":
+            return ""
+        import winreg
+
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _BOOTS) as key:
+                return str(winreg.QueryValueEx(key, "BootId")[0])
+        except OSError:
+            return ""
+
+    async def end_left(self, id: str) -> bool:
+        """End a compute system of an earlier engine; False if there is none."""
+        return await self._runtime.end_left(id)
+
+    async def sweep(self) -> None:
+        """End what of ours nobody has taken up, and go on removing layers."""
+        await self._runtime.sweep(self._layers(self._root))
+
+    def remove_directories(self, *, except_of: set[str]) -> None:
+        """Take away what containers have written that are in no book. Blocking."""
+        for id in _listed(os.path.join(self._root.state, "containers")) - except_of:
+            remove_quietly(self._root.container(id))
+
+    async def sweep_abandoned(self) -> None:
+        """End and remove what private engines left that were killed."""
+        for root in await in_thread(abandoned):
+            try:
+                await self._runtime.sweep(owner=_owner_of(root))
+                if await self._remove_layers(root, limits.HCS_SWEEP_S):
+                    await in_thread(root.remove)
+                    log.info("removed what a killed engine left in %s", root.state)
+                else:
+                    log.warning("layers of a killed engine in %s can't be removed yet", root.state)
+            except LightermanError as failed:
+                log.warning("what a killed engine left in %s can't be removed: %s", root.state, failed)
+            finally:
+                root.release()
+
+    async def _remove_layers(self, root: StateRoot, within_s: float) -> bool:
+        """Whether all of them are gone."""
+        store = self._layers(root)
+        removals = [self._runtime.layers.remove(os.path.join(store, name)) for name in await in_thread(_listed, store)]
+        if removals:
+            await asyncio.wait(removals, timeout=within_s)
+        return all(removal.done() for removal in removals)
 
     # ---- from wishes to a spec ----
 
@@ -101,21 +212,28 @@ class WindowsHost:
         """
         if rootfs is None:
             raise NotSupported(f"image {name!r}: on Windows give the folder of an unpacked layer as rootfs")
-        return Image(name=rootfs, id=rootfs, layers=await asyncio.to_thread(_chain, rootfs), config=ImageConfig())
+        return Image(name=rootfs, id=rootfs, layers=await in_thread(_chain, rootfs), config=ImageConfig())
 
-    def create_options(self, id: str, image: Image, lease: LeaseKind | None) -> tuple[CreateOption, ...]:
+    def create_options(
+        self, id: str, wanted: ContainerSpec, image: Image | None, lease: str | None
+    ) -> list[CreateOption]:
         """What `create` needs besides the spec; a lease on us makes the service end the container with our handles."""
-        options: tuple[CreateOption, ...] = (Layers(self._folder(id), image.layers),)
-        return (*options, TerminateWithEngine()) if lease is not None else options
+        if image is None:
+            return []
+        options: list[CreateOption] = [Layers(os.path.join(self._layers(self._root), id), image.layers)]
+        return [*options, TerminateWithEngine()] if lease is not None else options
 
     async def spec(self, id: str, wanted: ContainerSpec, image: Image) -> Spec:
         """Check and encode. Raises: NotSupported what Windows has no word for, InvalidSpec."""
         unwished = ContainerSpec()
         for name in _LINUX_ONLY:
             if getattr(wanted, name) != getattr(unwished, name):
-                raise NotSupported(f"{name} {getattr(wanted, name)!r}: Windows has no such thing")
+                raise NotSupported(f"{name} {getattr(wanted, name)!r:.140}: Windows has no such thing")
         if wanted.network != "none":
-            raise NotSupported(f"network {wanted.network!r}: on Windows only none, or the option NetworkEndpoints")
+            raise NotSupported(f"network {wanted.network!r:.80}: on Windows only none, or the option NetworkEndpoints")
+        _check_logs(wanted)
+        _check_checks(wanted)
+        check_restart(wanted.restart)
         document: dict[str, Any] = {
             "hostname": wanted.hostname or "",
             "mounts": [_mount(mount) for mount in wanted.mounts],
@@ -139,7 +257,7 @@ class WindowsHost:
         base: ProcessConfig,
         args: tuple[str, ...],
         *,
-        root: str = "",
+        pid: int = 0,
         env: dict[str, str] | None,
         workdir: str | None,
         user: str | None,
@@ -164,17 +282,67 @@ class WindowsHost:
 
     # ---- the end ----
 
-    def remove(self, id: str) -> None:
+    def forget(self, id: str) -> None:
         """Remove a container's writable layer, in the background, as often as it takes."""
-        self._runtime.layers.remove(self._folder(id))
+        folder = os.path.join(self._layers(self._root), id)
+        self._runtime.layers.remove(folder)
 
     async def close(self, *, by_force: bool = False) -> bool:
-        """Finish unmounting. Returns: True, for no keeper stays."""
+        """Finish unmounting. Returns: True, for no keeper stays.
+
+        Args: by_force: the root goes as well: its layers have a while to be removed.
+        """
+        if by_force and not await self._remove_layers(self._root, limits.HCS_SWEEP_S):
+            log.warning("layers in %s can't be removed yet", self._root.state)
         await self._runtime.close()
         return True
 
-    def _folder(self, id: str) -> str:
-        return os.path.join(self._store, id)
+    @staticmethod
+    def _layers(root: StateRoot) -> str:
+        return os.path.join(root.state, "layers")
+
+
+def check_restart(policy: RestartPolicy) -> None:
+    """Raises: NotSupported for an end that no program of Windows comes to."""
+    for code in (*policy.force_codes, *policy.prevent_codes):
+        if isinstance(code, str):
+            raise NotSupported(f"restart policy: {code!r}: no program of Windows ends by a signal: use exit codes")
+
+
+def _check_logs(wanted: ContainerSpec) -> None:
+    if wanted.log_policy != "block":
+        raise NotSupported(f"log_policy {wanted.log_policy!r}: on Windows only block")
+    for sink in wanted.log_sinks:
+        if isinstance(sink, JournaldSink):
+            raise NotSupported("log sink journald: Windows has no journal")
+
+
+def _check_checks(wanted: ContainerSpec) -> None:
+    """What has to reach into a container from outside has no way here."""
+    if wanted.ready is not None and not isinstance(wanted.ready, LogPattern):
+        raise NotSupported(f"ready {wanted.ready!r:.140}: on Windows only LogPattern")
+    for probe in _probes(wanted.health):
+        if not isinstance(probe, Exec) and not callable(probe):
+            raise NotSupported(f"health {probe!r:.140}: on Windows only Exec, or a function")
+
+
+def _probes(check: HealthCheck | None) -> Iterable[object]:
+    return (probe for probe in (check.probe, check.startup) if probe is not None) if check is not None else ()
+
+
+def _listed(directory: str) -> set[str]:
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+
+
+def remove_quietly(path: str) -> None:
+    """What can't be removed now, the next engine tries again. Blocking."""
+    try:
+        remove_tree(path)
+    except OSError as failed:
+        log.warning("%s can't be removed yet: %s", path, failed)
 
 
 def _chain(top: str) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from lighterman import limits, recovery
+from lighterman import limits
 from lighterman.arguments import check_at_most, check_bytes, check_seconds
 from lighterman.asking import Options, check_name, container_spec, split_restart, split_sinks
 from lighterman.books import Books
@@ -21,17 +20,16 @@ from lighterman.container import Container
 from lighterman.ends import to_its_end
 from lighterman.engine.hearing import Hearing
 from lighterman.engine.inside import Inside
+from lighterman.engine.platform import HostLeases, Platform, this_platform
 from lighterman.engine.removal import Removal
 from lighterman.engine.runs import Runs, timings
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, NotFound, NotSupported, UsageError
+from lighterman.errors import InvalidSpec, NotFound, UsageError
 from lighterman.execs import Execs
+from lighterman.host import Host
 from lighterman.journal import Event
 from lighterman.lease import ConnectionLease, asked_lease
-from lighterman.leases import Leases
 from lighterman.lifecycle.restart import RestartRate
-from lighterman.linux_host import LinuxHost, open_host
-from lighterman.logs.pump import OutputPump
 from lighterman.record import Record
 from lighterman.results import Result
 from lighterman.roots import StateRoot
@@ -58,7 +56,8 @@ class Engine:
     Args:
         root: the directory of its state; containers made with `lease=None` live on there when the engine is left.
             None: a private one, which is removed at the end with everything in it.
-        runtime: `crun`, `runc` or `youki`; None takes the first that works on this host.
+        runtime: `crun`, `runc` or `youki`; None takes the first that works on this host. On Windows `hcs`, which is
+            None, or `computecore`: the same service by its newer DLL.
         restarts_per_s: how many restarts by policy there may be in a second, all containers together; None: any.
     """
 
@@ -69,10 +68,12 @@ class Engine:
         runtime: str | None = None,
         restarts_per_s: float | None = None,
         clock: Clock | None = None,
+        _platform: Platform | None = None,
     ) -> None:
         if restarts_per_s is not None and not restarts_per_s > 0:
             raise InvalidSpec(f"restarts_per_s {restarts_per_s!r}: must be more than 0, or None for no limit")
         rate = RestartRate(restarts_per_s) if restarts_per_s is not None else None
+        self._platform = platform = _platform or this_platform()
         self._root = StateRoot.of(root)
         self._wanted_runtime = runtime
         self._clock: Clock = clock or SystemClock()
@@ -80,15 +81,15 @@ class Engine:
         self._tasks = inside.tasks
         self._closing: asyncio.Task[None] | None = None
         # Its parts: the faces of a container ask them, and coming back does.
-        self.leases = Leases(
+        self.leases: HostLeases = platform.leases(
             inside.tasks,
             lambda: inside.books,
-            lambda: inside.host,
             lambda entry: self.runs.end_for_lease(entry),
             lambda entry: self.removal.remove_for_lease(entry),
         )
         self.execs = Execs(self._clock, inside.tasks, lambda: inside.host, inside.client_of)
-        self.runs = Runs(inside, self.leases, Hearing(inside, self.leases, lambda: self.watches), lambda: self.watches)
+        hearing = Hearing(inside, platform, self.leases, lambda: self.watches)
+        self.runs = Runs(inside, self.leases, hearing, lambda: self.watches)
         self.removal = Removal(inside, self.runs, self.leases)
 
     # ---- its own life --------------------------------------------------------------------------------------------
@@ -105,13 +106,10 @@ class Engine:
     async def start(self) -> None:
         """Take the root, find a runtime, connect to the keeper, take up what lived on.
 
-        Raises: NotSupported (no Linux, not root), RootLocked, RuntimeUnavailable, KeeperLost, StoreError.
+        Raises: NotSupported (not root), RootLocked, RuntimeUnavailable, KeeperLost, StoreError.
         If cancelled: what was begun is undone.
         """
-        if sys.platform != "linux":
-            raise NotSupported(f"no container runtime for {sys.platform} in this version: use Linux")
-        if os.geteuid() != 0:
-            raise NotSupported("running containers without root is not supported in this version: run it as root")
+        self._platform.check()
         opening = asyncio.ensure_future(self._open_all())
         try:
             # Half a lock or half a keeper has no undo: only what is whole can be given back.
@@ -125,14 +123,13 @@ class Engine:
         inside = self.inside
         await in_thread(self._root.acquire)
         try:
-            inside.host_if_any = host = await open_host(self._root, self._wanted_runtime)
-            await host.lease_ourselves()
-            self._tasks.watch(host.watch_keeper(self.leases.grant_again), "watch the keeper")
-            inside.pump = OutputPump(asyncio.get_running_loop())
+            inside.host_if_any = await self._platform.open(self._root, self._wanted_runtime)
+            await self._platform.begin(self._tasks)
+            inside.pump = self._platform.pump(asyncio.get_running_loop())
             if not self._root.private:
                 await self._open_store()
             inside.is_open = True
-            await recovery.take_up(self, host, inside.books, inside.store)
+            await self._platform.take_up(self, inside.books, inside.store)
             inside.is_true = True
         except BaseException:
             await self._give_back()
@@ -337,7 +334,7 @@ class Engine:
     # ---- what the faces of a container ask, beside its parts ------------------------------------------------------
 
     @property
-    def host(self) -> LinuxHost:
+    def host(self) -> Host:
         """What it has of this host. Raises: InvalidState before `start`."""
         return self.inside.host
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lighterman.engine.inside import Inside
-from lighterman.entry import Entry, Output, exit_record, last_words, take_output
+from lighterman.engine.platform import HostLeases, Platform
+from lighterman.entry import Entry, Output, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
-from lighterman.leases import Leases
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import next_status
 from lighterman.spec import ExitRecord
@@ -28,8 +28,9 @@ __all__ = ["Hearing"]
 class Hearing:
     """The Backend of one engine's clients. Args: watches: made at the first use."""
 
-    def __init__(self, inside: Inside, leases: Leases, watches: Callable[[], Watches]) -> None:
+    def __init__(self, inside: Inside, platform: Platform, leases: HostLeases, watches: Callable[[], Watches]) -> None:
         self._inside = inside
+        self._platform = platform
         self._leases = leases
         self._watches = watches
 
@@ -51,7 +52,7 @@ class Hearing:
         output.sink, output.terminal = sink, streams.terminal
         if entry.starting and process_id == "init":
             output.hold()
-        take_output(streams, sink)
+        self._platform.take_output(streams, sink)
         if streams.stdin is not None:
             output.stdin = StdinWriter(streams.stdin, self._inside.tasks.watch)
 

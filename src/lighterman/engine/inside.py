@@ -9,9 +9,9 @@ from lighterman.books import Books
 from lighterman.clock import Clock
 from lighterman.entry import Entry
 from lighterman.errors import InvalidState
+from lighterman.host import Host
 from lighterman.lifecycle.restart import RestartRate
-from lighterman.linux_host import LinuxHost
-from lighterman.logs.pump import OutputPump
+from lighterman.logs.sink import Pump
 from lighterman.record import Record
 from lighterman.roots import StateRoot
 from lighterman.store.base import Store
@@ -42,14 +42,14 @@ class Inside:
         self.clients: dict[str, Client] = {}
         self.store: Store = MemoryStore()
         self.books = Books(self.store, clock)
-        self.host_if_any: LinuxHost | None = None
-        self.pump: OutputPump | None = None
+        self.host_if_any: Host | None = None
+        self.pump: Pump | None = None
         self.watches: Watches | None = None
         self.is_open = False
         self.is_true = False
 
     @property
-    def host(self) -> LinuxHost:
+    def host(self) -> Host:
         """Raises: InvalidState before `start`."""
         if self.host_if_any is None:
             raise InvalidState("the engine is not running: use `async with Engine() as engine`")

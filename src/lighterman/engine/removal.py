@@ -7,10 +7,10 @@ import logging
 
 from lighterman import limits
 from lighterman.engine.inside import Inside
+from lighterman.engine.platform import HostLeases
 from lighterman.engine.runs import Runs
 from lighterman.entry import Entry
 from lighterman.errors import InvalidState, LightermanError, NotFound, StoreError
-from lighterman.leases import Leases
 from lighterman.lifecycle.status import Status
 from lighterman.threads import in_thread
 from lighterman.trees import remove_tree
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Removal:
     """The removals of one engine."""
 
-    def __init__(self, inside: Inside, runs: Runs, leases: Leases) -> None:
+    def __init__(self, inside: Inside, runs: Runs, leases: HostLeases) -> None:
         self._inside = inside
         self._runs = runs
         self._leases = leases
@@ -79,6 +79,7 @@ class Removal:
         self._leases.removed(entry)
         if inside.watches is not None:
             inside.watches.forget(entry)
+        inside.host.forget(entry.record.id)
         for life in entry.execs.values():
             life.output_of.close()
             life.ended.set()

@@ -14,6 +14,7 @@ from lighterman.arguments import check_seconds
 from lighterman.asking import split_restart
 from lighterman.ends import to_its_end
 from lighterman.engine.inside import Inside
+from lighterman.engine.platform import HostLeases
 from lighterman.entry import Entry, not_started
 from lighterman.errors import (
     InvalidSpec,
@@ -23,22 +24,16 @@ from lighterman.errors import (
     OperationTimeout,
     StoreError,
 )
-from lighterman.images.image import Image
 from lighterman.journal import Event
-from lighterman.leases import Leases
 from lighterman.lifecycle.events import State
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.runtimes.base import CreateOption
-from lighterman.runtimes.options import FirstRun, OutputSegments, WithLease, WithRestartPolicy
+from lighterman.runtimes.options import FirstRun, WithRestartPolicy
 from lighterman.spec import (
-    ContainerSpec,
     ExitRecord,
-    Overlay,
-    PlainRoot,
     Resources,
     RestartPolicy,
-    Rootfs,
     Spec,
     Timings,
 )
@@ -60,7 +55,7 @@ class Runs:
     Args: backend: of every client. watches: made at the first use.
     """
 
-    def __init__(self, inside: Inside, leases: Leases, backend: Backend, watches: Callable[[], Watches]) -> None:
+    def __init__(self, inside: Inside, leases: HostLeases, backend: Backend, watches: Callable[[], Watches]) -> None:
         self._inside = inside
         self._leases = leases
         self._backend = backend
@@ -80,11 +75,9 @@ class Runs:
 
     async def spec_of(self, entry: Entry) -> Spec:
         """What its runtime is given. Raises: as `create`, and for what has changed on the host since."""
-        record, host, root = entry.record, self._inside.host, self._inside.root
-        image = await host.image(record.spec.image, record.spec.rootfs)
-        directory = root.container(record.id)
-        rootfs = _rootfs(record.spec, image, directory, volatile=root.private)
-        spec = await host.spec(record.id, record.spec, image, rootfs, directory)
+        record, host = entry.record, self._inside.host
+        entry.image = image = await host.image(record.spec.image, record.spec.rootfs)
+        spec = await host.spec(record.id, record.spec, image)
         entry.process = spec.process
         return spec
 
@@ -92,17 +85,10 @@ class Runs:
         """For its next run."""
         record = entry.record
         options: list[CreateOption] = [
-            OutputSegments(
-                self._inside.root.container(record.id),
-                limits.SEGMENT_BYTES,
-                limits.SEGMENT_FILES,
-                policy=record.spec.log_policy,
-            ),
             FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts),
         ]
         lease = self._leases.job_lease(record)
-        if lease is not None:
-            options.append(WithLease(lease))
+        options += self._inside.host.create_options(record.id, record.spec, entry.image, lease)
         if entry.restart_rule is not None:
             options.append(WithRestartPolicy(entry.restart_rule))
         elif record.spec.restart != RestartPolicy():
@@ -347,10 +333,3 @@ def _not_begun(entry: Entry, failed: LightermanError) -> Event:
 def _is_being_removed(entry: Entry) -> InvalidState:
     name, id = entry.record.name, entry.record.id
     return InvalidState(f"container {name} is being removed", operation="start", container=id)
-
-
-def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:
-    if spec.rootfs is not None and spec.rootfs_rw:
-        return PlainRoot(path=image.layers[0])
-    # What is removed with its engine anyway needs no sync when it is unmounted.
-    return Overlay(lowers=image.layers, upper=f"{directory}/upper", work=f"{directory}/work", volatile=volatile)

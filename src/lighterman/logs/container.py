@@ -21,10 +21,9 @@ import msgspec
 from lighterman import limits
 from lighterman.flag import Flag
 from lighterman.keeper.segments import STDERR, STDOUT, delete_oldest, list_segments, segment_name
-from lighterman.logs.pump import OutputPump
 from lighterman.logs.query import LogQuery, Selection
 from lighterman.logs.reader import STREAM_NAMES, Cursor, Frame, LogRecord, SegmentReader, offset_since
-from lighterman.logs.sink import OutputSink
+from lighterman.logs.sink import OutputSink, Pump
 from lighterman.logs.state import LogState, SinkState
 from lighterman.logs.streams import FrameStream
 from lighterman.spec import LogPolicy
@@ -43,7 +42,7 @@ class ContainerLog:
 
     def __init__(
         self,
-        pump: OutputPump,
+        pump: Pump,
         directory: Path,
         max_bytes: int = limits.SEGMENT_BYTES,
         max_files: int = limits.SEGMENT_FILES,

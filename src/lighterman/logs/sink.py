@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from lighterman.errors import AlreadyExists, InvalidState
 from lighterman.keeper.segments import DROP_OLDEST, SegmentWriter
 
-if TYPE_CHECKING:
-    from lighterman.logs.pump import OutputPump
+__all__ = ["OutputSink", "Pin", "Pump", "Source", "StreamEnd"]
 
-__all__ = ["OutputSink", "Pin", "Source", "StreamEnd"]
+
+class Pump(Protocol):
+    """What moves the output of all containers into their segments; asked by the sinks on the loop."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    def open(self, directory: str, max_bytes: int, max_files: int, policy: str = ...) -> OutputSink: ...
+    def attach(self, source: Source) -> None: ...
+    def command(self, act: Callable[..., None], *arguments: object) -> None: ...
+    def finish_source(self, source: Source) -> None: ...
+    def close_sink(self, sink: OutputSink) -> None: ...
+    def unblock(self, sink: OutputSink) -> None: ...
+    async def close(self) -> None: ...
 
 
 class StreamEnd(StrEnum):
@@ -26,15 +37,26 @@ class StreamEnd(StrEnum):
 
 
 class Source:
-    """One stream on its way. The pump's thread writes the fields, the loop reads them."""
+    """One stream on its way. The pump's thread writes the fields, the loop reads them.
 
-    __slots__ = ("end", "fd", "left", "pipe", "progress", "registered", "sink", "stream")
+    Args: read: instead of a descriptor; gives `b""` at the end.
+    """
 
-    def __init__(self, sink: OutputSink, stream: int, fd: int, pipe: tuple[int, int] | None) -> None:
+    __slots__ = ("end", "fd", "left", "pipe", "progress", "read", "registered", "sink", "stream")
+
+    def __init__(
+        self,
+        sink: OutputSink,
+        stream: int,
+        fd: int,
+        pipe: tuple[int, int] | None = None,
+        read: Callable[[int], Awaitable[bytes]] | None = None,
+    ) -> None:
         self.sink = sink
         self.stream = stream
         self.fd = fd
         self.pipe = pipe
+        self.read = read
         self.registered = False
         self.left: int | None = None  # bytes until the end, once the process has exited
         self.progress = sink.progress  # the offset after its last frame
@@ -93,7 +115,7 @@ class OutputSink:
         "writer",
     )
 
-    def __init__(self, pump: OutputPump, directory: str, writer: SegmentWriter) -> None:
+    def __init__(self, pump: Pump, directory: str, writer: SegmentWriter) -> None:
         self._pump = pump
         self.directory = directory
         self.policy = writer.policy
@@ -127,11 +149,19 @@ class OutputSink:
         os.set_blocking(pipe_r, False)
         self._add(1, fd, (pipe_r, pipe_w))
 
+    def add_reader(self, stream: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        """Take over a stream that has no descriptor: up to so many bytes, `b""` at its end. Raises: AlreadyExists."""
+        self._attach(Source(self, stream, -1, read=read))
+
     def _add(self, stream: int, fd: int, pipe: tuple[int, int] | None) -> None:
+        os.set_blocking(fd, False)
+        self._attach(Source(self, stream, fd, pipe))
+
+    def _attach(self, source: Source) -> None:
+        stream = source.stream
         if stream in self.sources:
             raise AlreadyExists(f"{self.directory}: stream {stream} was added before")
-        os.set_blocking(fd, False)
-        source = self.sources[stream] = Source(self, stream, fd, pipe)
+        self.sources[stream] = source
         try:
             self._pump.attach(source)
         except BaseException:

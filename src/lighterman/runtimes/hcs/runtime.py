@@ -171,14 +171,14 @@ class HcsRuntime:
 
     # ---- what an earlier engine left ----
 
-    async def sweep(self, layer_root: str | None = None) -> Sequence[str]:
-        """End the compute systems of our owner that nobody has taken up, and go on removing layers.
+    async def sweep(self, layer_root: str | None = None, *, owner: str | None = None) -> Sequence[str]:
+        """End the compute systems of an owner, ours by default, that nobody has taken up, and go on removing layers.
 
         To be called before anything is created. Returns the ids that were ended.
         """
         ended: list[str] = []
-        for system in await self.systems():
-            if await self._end(system.id):
+        for system in await self.systems(owner):
+            if await self.end_left(system.id):
                 ended.append(system.id)
         if layer_root is not None:
             await self._layers.sweep(layer_root)
@@ -189,11 +189,13 @@ class HcsRuntime:
         ended: list[str] = []
         for system in decode_systems(await self._enumerated(systems_query())):
             on_it = system.is_template and layer_guid.lower() in system.image_path.lower()
-            if on_it and await self._end(system.id):
+            if on_it and await self.end_left(system.id):
                 ended.append(system.id)
         return ended
 
-    async def _end(self, id: str) -> bool:
+    async def end_left(self, id: str) -> bool:
+        """End one that an earlier engine left; False if there is none, or it does not end."""
+        check_id(id)
         try:
             handle = await self._binding.open(id)
         except NotFound:
