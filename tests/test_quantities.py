@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lighterman.errors import InvalidSpec
-from lighterman.quantities import MAX_BYTES, parse_cpus, parse_size, parse_swap_size
+from lighterman.quantities import MAX_BYTES, parse_cpus, parse_duration, parse_size, parse_swap_size
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,17 @@ def test_cpus_of_a_number_or_its_text(given_cpus: str | float, count: float) -> 
 def test_cpus_that_cannot_be_are_refused_with_their_value(cpus: Any) -> None:
     with pytest.raises(InvalidSpec, match=r"^cpus .*: must "):
         parse_cpus(cpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("1.5", 1.5), ("90s", 90), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("1h2m3s4ms", 3723.004)],
+)
+def test_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "-1s", "1 s", "1d", "1s2", "1e3", "nan", "inf", "\u0663s", "1" * 50])
+def test_duration_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSpec, match="duration"):
+        parse_duration(text)

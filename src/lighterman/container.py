@@ -16,7 +16,17 @@ from lighterman.logs.reader import Cursor, LogRecord, StreamName
 from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
-from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
+from lighterman.runtimes.base import SIGKILL
+from lighterman.spec import (
+    ConsoleSize,
+    ContainerSpec,
+    ExitRecord,
+    ProcessSummary,
+    Resources,
+    RestartPolicy,
+    Statistics,
+    Timings,
+)
 from lighterman.stdin import StdinWriter
 
 if TYPE_CHECKING:
@@ -29,16 +39,21 @@ if TYPE_CHECKING:
 __all__ = ["Container", "Process", "signal_number"]
 
 
+# Windows has no name for what ends a program by force, and no numbers above 22.
+_NUMBERS = {"SIGKILL": SIGKILL} | {name: member.value for name, member in signals.Signals.__members__.items()}
+_HIGHEST = max(_NUMBERS.values())
+
+
 def signal_number(signal: int | str) -> int:
     """A number, or a name with or without SIG. Raises: InvalidSpec."""
     if isinstance(signal, str):
         name = signal.upper()
         name = name if name.startswith("SIG") else f"SIG{name}"
-        if name in signals.Signals.__members__:
-            return signals.Signals[name].value
-    elif type(signal) in (int, signals.Signals) and 1 <= signal <= signals.SIGRTMAX:
+        if name in _NUMBERS:
+            return _NUMBERS[name]
+    elif type(signal) in (int, signals.Signals) and 1 <= signal <= _HIGHEST:
         return int(signal)
-    raise InvalidSpec(f"signal {signal!r:.80}: must be a name as TERM, or a number from 1 to {int(signals.SIGRTMAX)}")
+    raise InvalidSpec(f"signal {signal!r:.80}: must be a name as TERM, or a number from 1 to {_HIGHEST}")
 
 
 class Container:
@@ -57,6 +72,21 @@ class Container:
     def name(self) -> str:
         """The one given, or made from the id."""
         return self._entry.record.name
+
+    @property
+    def spec(self) -> ContainerSpec:
+        """What it was asked to be, changed limits and policies included; of functions nothing."""
+        return self._entry.record.spec
+
+    @property
+    def created_at(self) -> float:
+        """Unix time in seconds."""
+        return self._entry.record.created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When its last run began, Unix time in seconds; None before the first."""
+        return self._entry.record.started_at
 
     @property
     def status(self) -> Status:
@@ -118,7 +148,7 @@ class Container:
         """
         return await self._engine.runs.stop(self._entry, grace_s)
 
-    async def kill(self, signal: int | str = signals.SIGKILL) -> None:
+    async def kill(self, signal: int | str = SIGKILL) -> None:
         """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
         await self._engine.runs.signal(self._entry, signal_number(signal))
 
@@ -357,7 +387,7 @@ class Process:
         """How it ended, once it has."""
         return await self._life.wait_exit()
 
-    async def kill(self, signal: int | str = signals.SIGKILL) -> None:
+    async def kill(self, signal: int | str = SIGKILL) -> None:
         """Deliver one signal to it; KILL ends all that it has started as well. Not running is not an error."""
         await self._engine.execs.signal(self._entry, self._life, signal_number(signal))
 

@@ -1,4 +1,4 @@
-"""Sizes and CPU counts as people write them."""
+"""Sizes, durations and CPU counts as people write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from lighterman.errors import InvalidSpec
 
-__all__ = ["MAX_BYTES", "parse_cpus", "parse_size", "parse_swap_size"]
+__all__ = ["MAX_BYTES", "parse_cpus", "parse_duration", "parse_size", "parse_swap_size"]
 
 MAX_BYTES = 2**63 - 1  # OCI and the kernel have sizes as int64
 _MAX_CPUS = MAX_BYTES // 10**9  # docker counts in billionths of a CPU, in an int64
@@ -17,6 +17,9 @@ _MAX_CHARS = 40  # the longest that makes sense; keeps hostile input from reachi
 # Docker's units are binary: k is 1024. `512m`, `512M`, `512mb`, `512MiB` and `512 m` are the same.
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(i?b)?", re.ASCII | re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _CPUS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 
 
@@ -45,6 +48,20 @@ def parse_swap_size(size: str | int) -> int:
     if size in (-1, "-1") and not isinstance(size, bool):
         return -1
     return parse_size(size)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from docker's notation (`"1m30s"`, `"500ms"`, `"1.5h"`) or from a number of seconds.
+
+    Raises: InvalidSpec for anything else, negative included.
+    """
+    if len(text) <= _MAX_CHARS:
+        if _NUMBER.fullmatch(text):
+            return float(text)
+        parts = _PART.findall(text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    raise InvalidSpec(f"duration {_shown(text)}: must be a number with a unit ms, s, m or h, as 1m30s")
 
 
 def parse_cpus(cpus: str | float) -> float:

@@ -13,7 +13,6 @@ and raises KeyboardInterrupt; a second one does not wait for that.
 from __future__ import annotations
 
 import os
-import signal as signals
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
@@ -33,8 +32,17 @@ from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
 from lighterman.loop_thread import LoopThread
 from lighterman.results import Result
-from lighterman.runtimes.base import RuntimeVersion
-from lighterman.spec import ConsoleSize, ExitRecord, ProcessSummary, Resources, RestartPolicy, Statistics, Timings
+from lighterman.runtimes.base import SIGKILL, RuntimeVersion
+from lighterman.spec import (
+    ConsoleSize,
+    ContainerSpec,
+    ExitRecord,
+    ProcessSummary,
+    Resources,
+    RestartPolicy,
+    Statistics,
+    Timings,
+)
 
 if TYPE_CHECKING:
     import datetime
@@ -173,6 +181,21 @@ class Container:
         return self._container.name
 
     @property
+    def spec(self) -> ContainerSpec:
+        """What it was asked to be, changed limits and policies included; of functions nothing."""
+        return self._container.spec
+
+    @property
+    def created_at(self) -> float:
+        """Unix time in seconds."""
+        return self._container.created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When its last run began, Unix time in seconds; None before the first."""
+        return self._container.started_at
+
+    @property
     def status(self) -> Status:
         """What was last observed."""
         return self._container.status
@@ -220,7 +243,7 @@ class Container:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds."""
         return self._loop.call(self._container.stop(grace_s=grace_s))
 
-    def kill(self, signal: int | str = signals.SIGKILL) -> None:
+    def kill(self, signal: int | str = SIGKILL) -> None:
         """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
         self._loop.call(self._container.kill(signal))
 
@@ -424,7 +447,7 @@ class Process:
         """How it ended, once it has."""
         return self._loop.call(self._process.wait())
 
-    def kill(self, signal: int | str = signals.SIGKILL) -> None:
+    def kill(self, signal: int | str = SIGKILL) -> None:
         """Deliver one signal to it. Not running is not an error."""
         self._loop.call(self._process.kill(signal))
 

@@ -14,6 +14,12 @@ __all__ = ["COMMANDS", "app", "invoke"]
 
 COMMANDS = {
     "run": "Run a command in a new container, in the foreground.",
+    "ps": "List the containers of a root.",
+    "logs": "Show what a container of a root wrote.",
+    "exec": "Run a command in a running container of a root.",
+    "wait": "Wait until containers of a root have ended, and print their exit codes.",
+    "stop": "Ask containers of a root to end, and kill those that do not.",
+    "rm": "Remove containers of a root.",
     "version": "Show the version, and the runtimes of this host.",
     "doctor": "Show what this host offers, what is missing, and what mends it.",
 }

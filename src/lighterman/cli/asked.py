@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
 from lighterman.asking import Options
+from lighterman.cli.lasting import Lasting
 from lighterman.container import signal_number
 from lighterman.errors import InvalidSpec, UsageError
 from lighterman.quantities import parse_size
-from lighterman.spec import BlkioLimit, Mount, Ulimit
+from lighterman.spec import BlkioLimit, LogPolicy, Mount, Ulimit
 
-__all__ = ["Asked", "Wanted"]
+__all__ = ["Asked", "Wanted", "pair"]
 
 _ENV_FILE_BYTES = 16 * 1024 * 1024  # far above what execve takes; a device or a pipe has to end somewhere
 
@@ -43,7 +44,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     cpuset_mems: str | None
     stop_signal: str | None
     runtime: str | None
-    restart: str | None
     cpu_shares: int | None
     pids_limit: int | None
     blkio_weight: int | None
@@ -71,6 +71,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     init: bool
     rw: bool
     timings: bool
+    detach: bool
+    lasting: Lasting
     name: str | None
     network: str
     rootfs: str | None
@@ -79,12 +81,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def restarts(self) -> bool:
         """Whether more than one run may come."""
-        return self.restart not in (None, "no")
+        return self.lasting.restarts
 
     def wanted(self) -> Wanted:
         """Raises: UsageError and InvalidSpec with the word that can't be."""
         if self.rm and self.restarts:
             raise UsageError("--rm and --restart exclude each other: a container that is removed can't start again")
+        if self.detach and self.root is None:
+            raise UsageError("--detach needs --root DIR: what is in a private root ends with this command")
+        if self.detach and (self.rm or self.interactive or self.tty):
+            raise UsageError("--detach excludes --rm, --interactive and --tty: nobody is there to see to them")
         if self.interactive and self.restarts:
             raise UsageError("--interactive and --restart exclude each other: stdin can be read only once")
         image, rootfs, argv = self._what()
@@ -126,7 +132,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             "network": self.network,
             "mounts": [*map(_volume, self.volume), *map(_tmpfs, self.tmpfs)],
             "devices": self.device,
-            "sysctls": dict(_pair("--sysctl", text) for text in self.sysctl),
+            "sysctls": dict(pair("--sysctl", text) for text in self.sysctl),
             "labels": {key: value for key, _, value in (text.partition("=") for text in self.label)},
             "read_only": self.read_only,
             "rootfs": rootfs,
@@ -137,10 +143,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             "cap_drop": self.cap_drop,
             "oom_score_adj": self.oom_score_adj,
             "stop_signal": None if self.stop_signal is None else _signal(self.stop_signal),
-            "restart": self.restart or "no",
+            "restart": self.lasting.policy(),
+            "health": self.lasting.health(),
+            "ttl_s": self.lasting.ttl_s(),
+            "log_sinks": self.lasting.sinks(),
             "runtime": self.runtime,
             "terminal": self.tty,
         }
+        if self.lasting.log_policy is not None:
+            options["log_policy"] = cast("LogPolicy", self.lasting.log_policy)  # looked at with all the others
         if self.shm_size is not None:
             options["shm_size"] = self.shm_size
         for text in self.security_opt:
@@ -176,7 +187,8 @@ def _lines(path: str) -> Sequence[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
+def pair(option: str, text: str) -> tuple[str, str]:
+    """KEY=VALUE in two. Raises: InvalidSpec that names the option."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidSpec(f"{option} {text!r:.100}: must be KEY=VALUE")
@@ -213,7 +225,7 @@ def _tmpfs(text: str) -> Mount:
 
 
 def _ulimit(text: str) -> Ulimit:
-    name, values = _pair("--ulimit", text)
+    name, values = pair("--ulimit", text)
     soft, colon, hard = values.partition(":")
     try:
         return Ulimit(name=name, soft=_whole(soft), hard=_whole(hard if colon else soft))

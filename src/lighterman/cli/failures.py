@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
 from lighterman.errors import CommandNotExecutable, CommandNotFound, InternalError, LightermanError
 
-__all__ = ["ENGINE_ERROR", "failed", "say"]
+__all__ = ["ENGINE_ERROR", "failed", "log_errors", "say"]
 
 ENGINE_ERROR = 125
 _DEBUG = "LIGHTERMAN_DEBUG"
@@ -20,6 +21,14 @@ def say(text: str) -> None:
         os.write(2, f"lighterman: {line}\n".encode(errors="backslashreplace"))
     except OSError:
         return  # nobody reads it; the exit code still tells
+
+
+def log_errors() -> None:
+    """What the engine can tell nobody else, as one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.DEBUG if os.environ.get("LIGHTERMAN_DEBUG") else logging.ERROR)
+    handler.setFormatter(logging.Formatter("lighterman: %(message)s"))
+    logging.getLogger("lighterman").addHandler(handler)
 
 
 def failed(error: Exception) -> int:

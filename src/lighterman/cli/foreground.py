@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lighterman.cli.asked import Asked, Wanted
-from lighterman.cli.failures import ENGINE_ERROR, say
+from lighterman.cli.failures import ENGINE_ERROR, log_errors, say
 from lighterman.cli.passing import ConsumerGone, Output, feed, pass_on, pass_records
 from lighterman.cli.signals import Signals
 from lighterman.cli.terminal import RawMode, terminal_size
@@ -32,20 +30,12 @@ def run_in_foreground(asked: Asked) -> int:
     """Returns the exit code. Raises: LightermanError."""
     began = time.monotonic()
     wanted = asked.wanted()
-    _log_errors()
+    log_errors()
     if asked.interactive and asked.tty and not os.isatty(0):
         raise UsageError("the input device is not a TTY")
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(RawMode(0)) if asked.interactive and asked.tty else None
         return asyncio.run(_Foreground(asked, wanted, began, raw).run())
-
-
-def _log_errors() -> None:
-    """What the engine can tell nobody else, as one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.DEBUG if os.environ.get("LIGHTERMAN_DEBUG") else logging.ERROR)
-    handler.setFormatter(logging.Formatter("lighterman: %(message)s"))
-    logging.getLogger("lighterman").addHandler(handler)
 
 
 class _Foreground:

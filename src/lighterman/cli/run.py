@@ -27,11 +27,20 @@ _PLAIN = (
     ("--stop-signal", None, "SIGNAL", "Signal that asks the program to end (TERM)."),
     ("--runtime", None, "NAME", "crun, runc or youki (the first that works)."),
     ("--restart", None, "POLICY", "no, on-failure[:max], always or unless-stopped."),
+    ("--timeout", None, "TIME", "End it after this time, as 90s or 1h30m; also when this command is gone."),
+    ("--health-cmd", None, "COMMAND", "For the container's shell: healthy if it exits with 0."),
+    ("--health-interval", None, "TIME", "Between two looks (30s)."),
+    ("--health-timeout", None, "TIME", "A look that takes longer has failed (30s)."),
+    ("--health-start-period", None, "TIME", "Failures do not count so long after the start (0s)."),
+    ("--health-start-interval", None, "TIME", "Between two looks in that time, and before the first (1s)."),
+    ("--health-on-failure", None, "ACTION", "none, restart, stop or kill, when it is unhealthy (none)."),
+    ("--log-policy", None, "POLICY", "When the disk takes no output: block, drop-oldest or drop-newest (block)."),
 )
 _NUMBERS = (
     ("--cpu-shares", "Relative CPU weight, 2 to 262144."),
     ("--pids-limit", "Most processes and threads; -1 for no limit."),
     ("--blkio-weight", "Relative block I/O weight, 10 to 1000."),
+    ("--health-retries", "Failures in a row that make it unhealthy (3)."),
     ("--oom-score-adj", "-1000 to 1000: whom the kernel kills first."),
 )
 _MANY = (
@@ -46,12 +55,20 @@ _MANY = (
     ("--cap-add", None, "NAME", "Capability to add, or ALL."),
     ("--cap-drop", None, "NAME", "Capability to drop, or ALL."),
     ("--security-opt", None, "OPTION", "no-new-privileges, seccomp=unconfined or seccomp=FILE."),
+    (
+        "--restart-opt",
+        None,
+        "KEY=VALUE",
+        "delay, max-delay, multiplier, jitter, reset-after, burst, interval, on (code or SIGNAME), never-on.",
+    ),
+    ("--log-sink", None, "SINK", "Also send the log there: journald[:SOCKET] or syslog[:SOCKET|udp://IP:PORT]."),
     ("--device-read-bps", None, "DEVICE:SIZE", "Bytes read a second."),
     ("--device-write-bps", None, "DEVICE:SIZE", "Bytes written a second."),
     ("--device-read-iops", None, "DEVICE:NUMBER", "Reads a second."),
     ("--device-write-iops", None, "DEVICE:NUMBER", "Writes a second."),
 )
 _FLAGS = (
+    ("-d", "--detach", "Leave it running in --root, and print its id."),
     ("--rm", None, "Remove the container at its end (without --root it always is)."),
     ("-i", "--interactive", "Pass stdin on, to its end of file."),
     ("-t", "--tty", "Give the program a terminal. Detaching is not possible: nothing runs on without this command."),
@@ -99,8 +116,16 @@ def command(**given: Any) -> int:
     # asyncio does without it where it can't be imported; that saves 6 of 120 ms, and there is no TLS here.
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     from lighterman.cli.asked import Asked
-    from lighterman.cli.foreground import run_in_foreground
+    from lighterman.cli.lasting import Lasting
 
+    lasting = Lasting(**{name: given.pop(name) for name in Lasting.__struct_fields__})
+    asked = Asked(lasting=lasting, **given)
     gc.freeze()
     gc.enable()
-    return run_in_foreground(Asked(**given))
+    if asked.detach:
+        from lighterman.cli.at_root import run_detached
+
+        return run_detached(asked)
+    from lighterman.cli.foreground import run_in_foreground
+
+    return run_in_foreground(asked)

@@ -1,0 +1,81 @@
+"""What the commands on containers of a root share: each is an engine of its own, for the time of one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from lighterman.cli.asked import Asked
+from lighterman.cli.failures import failed, log_errors
+from lighterman.container import Container
+from lighterman.engine import Engine
+from lighterman.errors import LightermanError, NotFound
+
+__all__ = ["at_root", "for_each", "root_option", "run_detached"]
+
+T = TypeVar("T")
+
+
+def root_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--root DIR`, which has to be given."""
+    return click.option("--root", metavar="DIR", required=True, help="State of the engine that the containers are in.")(
+        function
+    )
+
+
+def at_root(root: str, act: Callable[[Engine], Awaitable[T]]) -> T:
+    """Do something with an engine on a root that there is. Raises: LightermanError."""
+    log_errors()
+    if not os.path.exists(os.path.join(root, "state.db")):
+        raise NotFound(f"root {root!r:.140}: no engine has used it: `lighterman run --root` makes one")
+
+    async def within() -> T:
+        async with Engine(root) as engine:
+            return await act(engine)
+
+    return asyncio.run(within())
+
+
+def for_each(root: str, names: Iterable[str], act: Callable[[Container], Awaitable[object]]) -> int:
+    """Do it with each container, and print what comes of it, or its name; one that fails keeps no other from it.
+
+    Returns: the exit code, of the last failure.
+    """
+
+    async def all_of_them(engine: Engine) -> int:
+        code = 0
+        for name in names:
+            try:
+                said = await act(await engine.get(name))
+            except LightermanError as wrong:
+                code = failed(wrong)
+            else:
+                click.echo(name if said is None else said)
+        return code
+
+    return at_root(root, all_of_them)
+
+
+def run_detached(asked: Asked) -> int:
+    """Start a container that lives on in its root, and print its id. Returns the exit code. Raises: LightermanError."""
+    wanted = asked.wanted()
+    log_errors()
+
+    async def start() -> str:
+        async with Engine(asked.root) as engine:
+            container = await engine.create(wanted.image, wanted.argv, name=asked.name, lease=None, **wanted.options)
+            try:
+                await container.start()
+            except BaseException:
+                with contextlib.suppress(NotFound):
+                    await container.remove(force=True)
+                raise
+            return container.id
+
+    click.echo(asyncio.run(start()))
+    return 0
