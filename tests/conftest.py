@@ -15,6 +15,8 @@ from support import Snapshot, leaked_since, snapshot, why_not_host, why_not_real
 assert "lighterman.limits" not in sys.modules
 os.environ.setdefault("LIGHTERMAN_KEEPER_IDLE_S", "2")
 
+from lighterman.threads import let_go  # noqa: E402
+
 BEFORE: pytest.StashKey[Snapshot] = pytest.StashKey()
 LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -68,6 +70,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     before = session.config.stash.get(BEFORE, None)
     if before is None:
         return
+    # The idle ones of a test without an engine, which would have ended them.
+    let_go()
     left = session.config.stash[LEFT] = leaked_since(before)
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

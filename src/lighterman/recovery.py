@@ -23,7 +23,6 @@ from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.engine import Engine
-    from lighterman.keeper.client import JobExit
     from lighterman.linux_host import HeldJob, LinuxHost
 
 __all__ = ["HOST_RESTARTED", "decoded", "drop_output", "is_due_at_boot", "settle_the_ended", "take_up", "tell_lost"]
@@ -31,6 +30,7 @@ __all__ = ["HOST_RESTARTED", "decoded", "drop_output", "is_due_at_boot", "settle
 log = logging.getLogger(__name__)
 
 HOST_RESTARTED = "host restarted"
+_KEEPER_LOST = "keeper lost"
 
 
 async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -> None:
@@ -148,27 +148,31 @@ async def tell_lost(books: Books, entry: Entry, why: str) -> None:
     entry.ended.set()
 
 
-async def _tell_restart(books: Books, entry: Entry, job: HeldJob, end: JobExit) -> None:
-    """A run whose end could not be written down before the next one had begun, on a full disk. It is a fact."""
-    record = entry.record
-    if record.status is Status.RESTARTING:
-        return
-    code = os.waitstatus_to_exitcode(end.status)
+async def _tell_restart(books: Books, entry: Entry, held: HeldJob | None) -> None:
+    """A run whose end could not be written down before the next one had begun, on a full disk. It is a fact.
+
+    Args: held: what the keeper has of it; None if its keeper was lost.
+    """
+    record, pid = entry.record, entry.record.pid
+    if held is not None and held.job.exit is not None:
+        end, pid = held.job.exit, held.job.pid or 0
+        code = os.waitstatus_to_exitcode(end.status)
+        exit = ExitRecord(
+            code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            finished_at=end.wall,
+            duration_s=max(0.0, end.mono - held.meta.started_mono),
+        )
+    else:
+        exit = ExitRecord(unknown=_KEEPER_LOST)
     record.status, record.pid = Status.RESTARTING, 0
-    record.exit = ExitRecord(
-        code=code if code >= 0 else None,
-        signal=-code if code < 0 else None,
-        started_at=record.started_at,
-        finished_at=end.wall,
-        duration_s=max(0.0, end.mono - job.meta.started_mono),
-        generation=record.generation,
-    )
+    record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
     told = Event(
         kind="restart",
         container=record.id,
         name=record.name,
         generation=record.generation,
-        pid=job.job.pid or 0,
+        pid=pid,
         exit=record.exit,
     )
     await books.tell(entry, told)
@@ -184,9 +188,11 @@ async def _take_up_running(
     stale = [
         job for job in jobs if newest is None or job.meta.generation < newest.meta.generation or job.job.pid is None
     ]
-    for job in stale:
-        if job in inits and job.job.exit is not None and job.meta.generation == record.generation:
-            await _tell_restart(books, entry, job, job.job.exit)
+    goes_on = newest is not None and newest.meta.generation > record.generation
+    if goes_on and record.status is not Status.RESTARTING:
+        await _tell_restart(
+            books, entry, next((job for job in inits if job.meta.generation == record.generation), None)
+        )
     await host.end_jobs(stale, remains=newest is None)
     if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pty
 import subprocess
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from lighterman.logs.pipes import PIPE_BYTES, make_output_pipe
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
+from support import eventually_sync
 
 from .support import content, eventually, put
 
@@ -63,6 +66,42 @@ async def test_write_both_streams_and_close_arrives_and_ends(pump: OutputPump, t
     assert content(tmp_path / "1", STDERR) == b"err"
     sink.finish(STDOUT)
     assert await sink.wait_stream_end(STDOUT) is StreamEnd.EOF
+
+
+class SlowEpoll:
+    """An epoll whose next `register` begins by doing something else."""
+
+    def __init__(self, epoll: Any, before: Callable[[], None]) -> None:
+        self._epoll = epoll
+        self._before: Callable[[], None] | None = before
+
+    def register(self, *arguments: int) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            before()
+        self._epoll.register(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+async def test_stream_that_comes_while_a_full_disk_stops_the_other_is_moved(pump: OutputPump, tmp_path: Path) -> None:
+    sink, out = sink_with_pipe(pump, tmp_path / "1")
+
+    def disk_is_full() -> None:
+        pump.command(pump._fail, sink, OSError(errno.ENOSPC, "full"))
+        eventually_sync(lambda: sink.error is not None)
+
+    pump._epoll = SlowEpoll(pump._epoll, disk_is_full)  # type: ignore[assignment]
+    read, err = make_output_pipe()
+    sink.add(STDERR, read)
+    os.write(out, b"out")
+    os.write(err, b"err")
+    os.close(out)
+    os.close(err)
+    assert await sink.wait_stream_end(STDOUT) is StreamEnd.EOF
+    assert await sink.wait_stream_end(STDERR) is StreamEnd.EOF
+    assert content(tmp_path / "1", STDERR) == b"err"
 
 
 async def test_no_output_leaves_no_directory(pump: OutputPump, tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ async def test_exits_of_dead_keepers_go_when_nothing_lives(root: Path) -> None:
     assert not await asyncio.to_thread(os.path.exists, root / "exits")
 
 
+@pytest.mark.parametrize("keeper_lost", [False, True], ids=["keeper", "keeper lost"])
 async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, keeper_lost: bool
 ) -> None:
     async def full(self: SqliteStore, change: Change) -> int:
         raise StoreError("the disk is full")
@@ -172,8 +173,15 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
         box = await engine.create("busybox", ["sh", "-c", "read x; exit 7"], lease=None, restart="always", stdin=True)
         await box.start()
         first = box.pid
+        if keeper_lost:
+            keeper = keeper_pid(root)
+            os.kill(keeper, signal.SIGKILL)
+            await eventually(lambda: not process_is_there(keeper))
         monkeypatch.setattr(SqliteStore, "commit", full)
-        box.stdin.write(b"\n")
+        if keeper_lost:
+            os.kill(first, signal.SIGKILL)
+        else:
+            box.stdin.write(b"\n")
 
         async def next_run_goes_ahead() -> bool:
             assert box._entry.client is not None
@@ -195,5 +203,10 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
             ("restore", 2),
         ]
         assert told[2].exit is not None
-        assert (told[2].exit.code, told[2].pid) == (7, first)
+        assert told[2].pid == first
+        if keeper_lost:
+            # Only the engine that has gone knew.
+            assert told[2].exit.unknown == "keeper lost"
+        else:
+            assert told[2].exit.code == 7
         await (await engine.get(box.id)).stop(grace_s=0)

@@ -58,6 +58,8 @@ class OutputPump:
         self._numbers = itertools.count()
         self._finished: asyncio.Future[None] = loop.create_future()
         self._kick_fd = -1
+        # A source is attached on the loop while the thread may pause all of its sink.
+        self._registering = threading.Lock()
 
     # ---- the loop's side ----
 
@@ -116,7 +118,7 @@ class OutputPump:
         try:
             self._register(source)
         except OSError:
-            del self._sources[source.fd]
+            self._sources.pop(source.fd, None)
             raise
         if source.pipe is not None:
             self.command(self._look, source)
@@ -139,7 +141,7 @@ class OutputPump:
                     if fd == self._kick_fd:
                         self._obey()
                     elif (source := self._sources.get(fd)) is not None and source.registered:
-                        self._serve(source)
+                        self._guard(self._serve, source)
                 self._retry_due()
                 self._tell()
         finally:
@@ -158,7 +160,7 @@ class OutputPump:
             act, arguments = self._commands.popleft()
             self._guard(act, *arguments)
 
-    def _guard(self, act: Callable[..., None], *arguments: object) -> None:
+    def _guard(self, act: Callable[..., object], *arguments: object) -> None:
         try:
             act(*arguments)
         except Exception:
@@ -323,11 +325,12 @@ class OutputPump:
             sink.progress = source.progress = writer.end
         if writer.untold:
             self._last_words(sink)
-        self._pause(source)
-        del self._sources[source.fd]
+        with self._registering:
+            self._forget(source)
+            source.end = how
+        self._sources.pop(source.fd, None)
         for fd in (source.fd, *(source.pipe or ())):
             os.close(fd)
-        source.end = how
         if all(other.end is not None for other in tuple(sink.sources.values())):
             writer.close()
         self._note(sink)
@@ -404,6 +407,10 @@ class OutputPump:
             self._serve(source)
 
     def _pause(self, source: Source) -> None:
+        with self._registering:
+            self._forget(source)
+
+    def _forget(self, source: Source) -> None:
         # epoll tells of a hang-up even if nothing is asked for: it has to forget the descriptor.
         if source.registered:
             source.registered = False
@@ -415,8 +422,10 @@ class OutputPump:
             self._look(source)
 
     def _register(self, source: Source) -> None:
-        source.registered = True
-        self._epoll.register(source.fd, select.EPOLLIN)
+        with self._registering:
+            if source.end is None and not source.registered:
+                self._epoll.register(source.fd, select.EPOLLIN)
+                source.registered = True
 
     def _retry_in(self, delay_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._retries, (time.monotonic() + delay_s, next(self._numbers), act))
