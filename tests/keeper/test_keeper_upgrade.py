@@ -17,7 +17,7 @@ from keeper_support import EXIT_RUNTIME, RUNTIME, SLOW_RUNTIME, Keepers, alive, 
 from test_keeper_takeover import finish, written
 
 from builds import Builds
-from lighterman.errors import InvalidState, NotSupported, RuntimeFailed
+from lighterman.errors import InvalidState, NotFound, NotSupported, RuntimeFailed
 from lighterman.keeper import boot, launch, wire
 from lighterman.keeper.client import KeeperClient, SegmentPlan
 from support import eventually
@@ -334,3 +334,29 @@ async def test_an_exit_while_it_is_being_upgraded_is_told(keepers: Keepers, buil
             await upgrading
     for number in range(jobs):
         assert exit_code((await keeper.wait_exit(f"j{number}")).status) == -signal.SIGKILL
+
+
+async def test_what_is_dropped_is_counted_over_engines_and_upgrades(keepers: Keepers, builds: Builds) -> None:
+    """The drains of a job are the same for whoever asks, until its exit is acknowledged."""
+    keeper = await keepers.connect()
+    before = (await keeper.stats()).descriptors
+    log = str(keepers.directory() / "log")
+    segments = SegmentPlan(log, 10_000, 2, "drop-newest")
+    spawned = await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", segments=segments))
+    first = await keeper.drains(log)
+    os.pwrite(first[1], b"x" * 10, 0)
+    builds.use()
+    await keeper.upgrade()
+    again = await keeper.drains(log)
+    assert [os.fstat(fd).st_size for fd in again] == [0, 10]
+    assert [os.fstat(fd).st_ino for fd in again] == [os.fstat(fd).st_ino for fd in first]
+    os.kill(spawned.pid or 0, signal.SIGKILL)
+    await keeper.wait_exit("a")
+    late = await keeper.drains(log)
+    assert os.fstat(late[1]).st_size == 10
+    await keeper.acknowledge("a")
+    with pytest.raises(NotFound):
+        await keeper.drains(log)
+    assert (await keeper.stats()).descriptors == before
+    for fd in (*first, *again, *late):
+        os.close(fd)

@@ -285,6 +285,9 @@ def test_P07_the_keeper_alone_keeps_the_policy(tmp_path: Path, full: Full, polic
         os.write(write, b"last")
         callbacks[read](1)
         mover.stop()
+        assert sum(os.fstat(row.held[name]).st_size for name in ("drain_out", "drain_err")) == 20 * 60_000
+        for name in ("drain_out", "drain_err"):
+            os.close(row.held[name])
     frames = list(read_frames(str(tmp_path)))
     assert sum(len(frame.data) + frame.lost for frame in frames) == 5 + 20 * 60_000 + 4
     assert frames[-1].data == b"last"

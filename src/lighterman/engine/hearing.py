@@ -52,7 +52,7 @@ class Hearing:
         output.sink, output.terminal = sink, streams.terminal
         if entry.starting and process_id == "init":
             output.hold()
-        self._platform.take_output(streams, sink)
+        await self._platform.take_output(streams, sink)
         if streams.stdin is not None:
             output.stdin = StdinWriter(streams.stdin, self._inside.tasks.watch)
 

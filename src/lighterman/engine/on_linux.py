@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from lighterman import recovery
 from lighterman.books import Books
 from lighterman.entry import Entry, take_output
-from lighterman.errors import InvalidState, NotSupported
+from lighterman.errors import InvalidState, LightermanError, NotSupported
 from lighterman.leases import Leases
 from lighterman.linux_host import LinuxHost, open_host
 from lighterman.logs.pump import OutputPump
@@ -19,11 +20,14 @@ from lighterman.roots import StateRoot
 from lighterman.store.base import Store
 from lighterman.supervisor.streams import Streams
 from lighterman.supervisor.tasks import OwnedTasks
+from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
     from lighterman.engine.engine import Engine
 
 __all__ = ["OnLinux"]
+
+log = logging.getLogger(__name__)
 
 
 class OnLinux:
@@ -65,8 +69,18 @@ class OnLinux:
     def pump(self, loop: asyncio.AbstractEventLoop) -> OutputPump:
         return OutputPump(loop)
 
-    def take_output(self, streams: Streams, sink: OutputSink) -> None:
+    async def take_output(self, streams: Streams, sink: OutputSink) -> None:
+        if sink.policy != "block":
+            await self._count_drops(sink)
         take_output(streams, sink)
+
+    async def _count_drops(self, sink: OutputSink) -> None:
+        try:
+            drains = await self._host.keeper.drains(sink.directory)
+        except LightermanError as failed:
+            log.debug("%s: what is dropped in the moment of a kill may be counted too much: %s", sink.directory, failed)
+            return
+        await in_thread(sink.writer.drop_into, drains)
 
     async def take_up(self, engine: Engine, books: Books, store: Store) -> None:
         await recovery.take_up(engine, self._host, books, store)

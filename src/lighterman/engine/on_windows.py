@@ -54,7 +54,7 @@ class OnWindows:
     def pump(self, loop: asyncio.AbstractEventLoop) -> ReadingPump:
         return ReadingPump(loop)
 
-    def take_output(self, streams: Streams, sink: OutputSink) -> None:
+    async def take_output(self, streams: Streams, sink: OutputSink) -> None:
         read_output(streams, sink)
 
     async def take_up(self, engine: Engine, books: Books, store: Store) -> None:

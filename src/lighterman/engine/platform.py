@@ -64,7 +64,7 @@ class Platform(Protocol):
     def pump(self, loop: asyncio.AbstractEventLoop) -> Pump:
         """What moves output into its segments."""
 
-    def take_output(self, streams: Streams, sink: OutputSink) -> None:
+    async def take_output(self, streams: Streams, sink: OutputSink) -> None:
         """Give it a process's streams."""
 
     async def take_up(self, engine: Engine, books: Books, store: Store) -> None:

@@ -440,6 +440,14 @@ class KeeperClient:
         """Let it go; an unknown one is fine. Raises: KeeperLost."""
         await self._connection.call(wire.MAILBOX, {"mailbox": name}, limits.KEEPER_CALL_S)
 
+    async def drains(self, directory: str) -> tuple[int, int]:
+        """Where to drop output of the job that writes to this directory, see `SegmentWriter.drop_into`.
+
+        Raises: NotFound (no such job), KeeperLost.
+        """
+        _, fds = await self._connection.call(wire.DRAINS, {"directory": directory}, limits.KEEPER_CALL_S)
+        return fds[0], fds[1]
+
     async def ping(self) -> None:
         """One round trip. Raises: KeeperLost, OperationTimeout."""
         await self._connection.call(wire.PING, {}, limits.KEEPER_CALL_S)

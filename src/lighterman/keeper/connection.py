@@ -254,6 +254,7 @@ _NAMES = {
     wire.RENEW: "renew",
     wire.LEASE_OF: "lease",
     wire.UPGRADE: "upgrade",
+    wire.DRAINS: "count what is dropped",
     wire.MAILBOX: "keep a mailbox",
     wire.MAILBOX_OF: "keep a mailbox",
 }

@@ -9,10 +9,18 @@ It is made while there is room and overwritten in place, since it is needed when
     16      8     stdout    bytes dropped
     24      8     stderr    likewise
     32      8     total     of this run, both streams, told or not
+    40      8     drains    which pair of drains the next two are of (an inode number), 0 for none
+    48      8     stdout    size of its drain when it was counted last
+    56      8     stderr    likewise
 
 What the log's end is beyond `base` has been told, stdout's part first: no step in between has to be written down.
+
+A *drain* is a file in memory, one for each stream, that the keeper holds for as long as the job: dropped bytes are
+spliced to its end, and then the memory is freed, but not the size. So its size is how much was dropped, whoever was
+killed before that was written down here.
 """
 
+import errno
 import os
 from struct import Struct
 from zlib import crc32
@@ -20,8 +28,10 @@ from zlib import crc32
 from .files import OURS, pread, pwrite
 
 _NAME = "dropped"
+# No memory for a drain, or a limit on file sizes: then bytes are dropped all the same.
+_NO_DRAIN = (errno.ENOMEM, errno.ENOSPC, errno.EFBIG)
 _MAGIC = b"LMD1"
-_FIELDS = Struct("<QQQQ")
+_FIELDS = Struct("<QQQQQQQ")
 _HEAD_BYTES = 8
 _SLOT_BYTES = _HEAD_BYTES + _FIELDS.size
 
@@ -34,24 +44,71 @@ class DropSlot:
         total: all that were dropped in this run.
     """
 
-    __slots__ = ("_base", "_fd", "total", "untold")
+    __slots__ = ("_base", "_counted", "_drains", "_fd", "_null", "_seen", "total", "untold")
 
     def __init__(self, directory: str, end: int) -> None:
         """Open or make it; `end` is the log's."""
+        self._null = -1
+        self._drains: tuple[int, int] | None = None
         os.makedirs(directory, 0o700, exist_ok=True)
         self._fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | OURS, 0o600)
         try:
-            self._base, self.untold, self.total = _decode(pread(self._fd, _SLOT_BYTES, 0), end)
+            self._base, self.untold, self.total, self._counted, self._seen = _decode(
+                pread(self._fd, _SLOT_BYTES, 0), end
+            )
             if os.fstat(self._fd).st_size < _SLOT_BYTES:
                 self._save((0, 0), 0, end)
         except BaseException:
             self.close()
             raise
 
-    def add(self, stream: int, count: int, end: int) -> None:
-        """Count `count` bytes of a stream that are about to be dropped, the log being at `end`."""
+    def drop(self, stream: int, fd: int, count: int, end: int) -> int:
+        """Take up to `count` bytes that are in a pipe out of it, the log being at `end`. Returns how many."""
+        if self._drains is not None:
+            try:
+                dropped = _drain(fd, self._drains[stream - 1], count)
+            except OSError as error:
+                if error.errno not in _NO_DRAIN:
+                    raise
+            else:
+                self._count_drained(end)
+                return dropped
+        # Counted first: killed in between, they are counted and still delivered, and never the other way round.
         out, err = self.untold
         self._save((out + count, err) if stream == 1 else (out, err + count), self.total + count, end)
+        if self._null < 0:
+            self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        dropped = 0
+        while dropped < count:
+            dropped += os.splice(fd, self._null, count - dropped)
+        return dropped
+
+    def drain_into(self, drains: "tuple[int, int]", end: int) -> None:
+        """Drop into these, of stdout and stderr, from now on; what was dropped there before is counted.
+
+        They are ours to close.
+        """
+        older, self._drains = self._drains, drains
+        for fd in older or ():
+            os.close(fd)
+        self._count_drained(end)
+
+    def _count_drained(self, end: int) -> None:
+        assert self._drains is not None
+        first, second = os.fstat(self._drains[0]), os.fstat(self._drains[1])
+        same = first.st_ino == self._counted
+        seen = self._seen if same else (0, 0)
+        more = first.st_size - seen[0], second.st_size - seen[1]
+        if same and more == (0, 0):
+            return
+        before = self._counted, self._seen
+        self._counted, self._seen = first.st_ino, (first.st_size, second.st_size)
+        out, err = self.untold
+        try:
+            self._save((out + more[0], err + more[1]), self.total + sum(more), end)
+        except OSError:
+            self._counted, self._seen = before
+            raise
 
     def told(self, stream: int, count: int) -> None:
         """A marker in the log tells of them; the log's end says so already."""
@@ -60,12 +117,18 @@ class DropSlot:
 
     def close(self) -> None:
         """Again is nothing."""
+        drains, self._drains = self._drains, None
+        for drain in drains or ():
+            os.close(drain)
+        if self._null >= 0:
+            null, self._null = self._null, -1
+            os.close(null)
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
     def _save(self, untold: "tuple[int, int]", total: int, base: int) -> None:
-        fields = _FIELDS.pack(base, *untold, total)
+        fields = _FIELDS.pack(base, *untold, total, self._counted, *self._seen)
         data = _MAGIC + crc32(fields).to_bytes(4, "little") + fields
         if pwrite(self._fd, data, 0) != len(data):
             raise OSError(28, os.strerror(28))
@@ -84,12 +147,38 @@ def read_untold(directory: str, end: int) -> int:
         os.close(fd)
 
 
-def _decode(data: bytes, end: int) -> "tuple[int, tuple[int, int], int]":
-    """(base, untold, total); nothing of what never was written whole."""
+def make_drain() -> int:
+    """One that is empty. Linux. Raises: OSError."""
+    return os.memfd_create("lighterman-drain", os.MFD_CLOEXEC)
+
+
+def _drain(fd: int, target: int, count: int) -> int:
+    """Move bytes that are in a pipe into a drain. Returns how many; raises OSError only if none went."""
+    import mmap  # nobody else needs it
+
+    start = os.fstat(target).st_size
+    moved = 0
+    try:
+        while moved < count:
+            moved += os.splice(fd, target, count - moved, offset_dst=start + moved)
+    except OSError:
+        if moved == 0:
+            raise
+    first = start - start % mmap.ALLOCATIONGRANULARITY
+    try:
+        with mmap.mmap(target, start + moved - first, offset=first) as mapped:
+            mapped.madvise(mmap.MADV_REMOVE)
+    except OSError:
+        return moved  # they are dropped all the same; this memory is freed with the job then
+    return moved
+
+
+def _decode(data: bytes, end: int) -> "tuple[int, tuple[int, int], int, int, tuple[int, int]]":
+    """(base, untold, total, drains, seen); nothing of what never was written whole."""
     fields = data[_HEAD_BYTES:]
     if len(data) != _SLOT_BYTES or data[:4] != _MAGIC or crc32(fields) != int.from_bytes(data[4:_HEAD_BYTES], "little"):
-        return end, (0, 0), 0
-    base, out, err, total = _FIELDS.unpack(fields)
+        return end, (0, 0), 0, 0, (0, 0)
+    base, out, err, total, drains, *seen = _FIELDS.unpack(fields)
     told = min(max(end - base, 0), out + err)
     told_out = min(told, out)
-    return base, (out - told_out, err - (told - told_out)), total
+    return base, (out - told_out, err - (told - told_out)), total, drains, (seen[0], seen[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from _collections_abc import Callable
 from select import EPOLLIN
 from time import monotonic
@@ -17,6 +18,8 @@ PIECE_BYTES = 256 * 1024
 _RETRY_S = 1.0
 _STDOUT = 1
 _STDERR = 2
+_DRAINS = ("drain_out", "drain_err")
+_NO_DROPS = "block"
 
 Watch = Callable[[int, int, Callable[[int], None]], None]
 
@@ -127,6 +130,8 @@ class Mover:
             from .segments import SegmentWriter
 
             self._writer = SegmentWriter(*self._segments)
+            if self._segments[3] != _NO_DROPS:
+                self._writer.drop_into(drains_of(self._row))
         while True:
             try:
                 return self._splice(self._writer, fd) == 0
@@ -153,6 +158,21 @@ class Mover:
                     writer.splice(stream, fd, missing)
                 return
         writer.cut()
+
+
+def drains_of(row: Row) -> tuple[int, int]:
+    """Duplicates of a job's drains (see `drops.py`), which are held with its streams. Raises: OSError."""
+    from .drops import make_drain
+
+    for name in _DRAINS:
+        if name not in row.held:
+            row.held[name] = make_drain()
+    first = os.dup(row.held[_DRAINS[0]])
+    try:
+        return first, os.dup(row.held[_DRAINS[1]])
+    except OSError:
+        os.close(first)
+        raise
 
 
 class Output:

@@ -164,7 +164,6 @@ class SegmentWriter:
         "_flags",
         "_max_bytes",
         "_max_files",
-        "_null",
         "_position",
         "_slot",
         "_starts",
@@ -183,7 +182,6 @@ class SegmentWriter:
         self.policy = policy
         self.evicted = 0
         self._slot: DropSlot | None = None
-        self._null = -1
         self._max_bytes = max(max_bytes, MIN_FILE_BYTES)
         self._max_files = max(max_files, 1)
         self._fd = -1
@@ -296,14 +294,15 @@ class SegmentWriter:
             if max_bytes <= 0 or not at_end(fd):
                 raise BlockingIOError(errno.EAGAIN, "the pipe is empty")
             return 0
-        # Counted first: killed in between, they are counted and still delivered, and never the other way round.
-        self._open_slot().add(stream, count, self.end)
-        if self._null < 0:
-            self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        dropped = 0
-        while dropped < count:
-            dropped += os.splice(fd, self._null, count - dropped, flags=NONBLOCK)
-        return dropped
+        return self._open_slot().drop(stream, fd, count, self.end)
+
+    def drop_into(self, drains: "tuple[int, int]") -> None:
+        """Drop into a job's drains, of stdout and stderr, which are ours to close from now on (see `drops.py`).
+
+        Only so the count is exact where we are killed in the moment of dropping. What whoever was before us has dropped
+        and not counted is counted now.
+        """
+        self._open_slot().drain_into(drains, self.end)
 
     def drop_through(self, stream: int, tty_fd: int, pipe_r: int, pipe_w: int, max_bytes: int) -> int:
         """As `drop`, for a terminal (see `splice_through`)."""
@@ -368,9 +367,6 @@ class SegmentWriter:
         self._close_file()
         if self._slot is not None:
             self._slot.close()
-        if self._null >= 0:
-            null, self._null = self._null, -1
-            os.close(null)
 
     def _close_file(self) -> None:
         if self._fd >= 0:

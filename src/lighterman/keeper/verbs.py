@@ -11,6 +11,7 @@ from .channel import close_all
 from .jobs import Jobs
 from .leases import Lease
 from .mailboxes import Mailbox
+from .output import drains_of
 from .peer import Peer, exit_values
 from .requests import Refused, SpawnRequest
 from .table import Row
@@ -48,6 +49,7 @@ class Verbs:
             wire.RENEW: self._renew,
             wire.LEASE_OF: self._lease_of,
             wire.UPGRADE: self._upgrade,
+            wire.DRAINS: self._drains,
             wire.MAILBOX: self._mailbox,
             wire.MAILBOX_OF: self._mailbox_of,
             wire.REGISTER: self._register,
@@ -164,6 +166,14 @@ class Verbs:
             return
         duplicates = [os.dup(lease.connection)] if lease.connection is not None else []
         peer.send(wire.OK, request, {"holds": True, "over": False, "gone_until": lease.gone_until}, duplicates)
+
+    def _drains(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
+        """Those of the job whose output goes into this directory."""
+        directory = requests.text(body, "directory")
+        rows = [row for row in self._jobs.table.rows() if row.segments is not None and row.segments[0] == directory]
+        if not rows:
+            raise Refused(requests.NOT_FOUND, f"keeper has no job that writes to {directory[:80]!r}")
+        peer.send(wire.OK, request, {}, drains_of(rows[-1]))
 
     def _mailbox(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
         """Keep the socket that came along under a name; without one, let go of what there is."""
