@@ -13,9 +13,10 @@ from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec
 from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import Entry, ExecEntry
-from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound
+from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound, NotSupported
 from lighterman.host import Host
 from lighterman.results import Result
+from lighterman.runtimes.base import SIGKILL
 from lighterman.spec import ConsoleSize, Timings
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.tasks import OwnedTasks
@@ -191,12 +192,16 @@ class Execs:
         if members is not None:
             # Seen now, those are known to be its own also when it has left them behind.
             await in_thread(members.look)
-        await self.signal(entry, life, signals.SIGTERM)
+        try:
+            await self.signal(entry, life, signals.SIGTERM)
+        except NotSupported:
+            # A platform without signals: it can only be ended by force.
+            await self.signal(entry, life, SIGKILL)
         try:
             async with self._clock.timeout(limits.EXEC_TERM_S):
                 await life.ended.wait()
         except TimeoutError:
-            await self.signal(entry, life, signals.SIGKILL)
+            await self.signal(entry, life, SIGKILL)
         if members is not None:
             await in_thread(members.kill)
         await self._must_end(entry, life)
@@ -222,7 +227,7 @@ class Execs:
             return  # it has ended: that is what was wanted, or it makes no difference any more
 
     async def _kill(self, entry: Entry, life: ExecEntry) -> None:
-        await self.signal(entry, life, signals.SIGKILL)
+        await self.signal(entry, life, SIGKILL)
         try:
             await self._must_end(entry, life)
         except LimitExceeded as failed:
@@ -234,7 +239,7 @@ class Execs:
     async def _kill_when_started(self, entry: Entry, life: ExecEntry) -> None:
         while entry.client is not None and entry.is_registered and not life.ended.is_set():
             try:
-                await entry.client.signal_process(entry.record.id, life.name, signals.SIGKILL)
+                await entry.client.signal_process(entry.record.id, life.name, SIGKILL)
             except InvalidState:
                 await self._clock.sleep(0.01)
                 continue

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lighterman.images.image import Image
 from lighterman.runtimes.base import CreateOption, Runtime, RuntimeVersion
-from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, Spec
+from lighterman.spec import ConsoleSize, ContainerSpec, ProcessConfig, Resources, RestartPolicy, Spec
 
 if TYPE_CHECKING:
     from lighterman.keeper.client import KeeperClient
@@ -84,6 +84,9 @@ class Host(Protocol):
 
     def check_resources(self, resources: Resources) -> None:
         """Blocking. Raises: InvalidSpec, NotSupported for a limit that can't be changed, or enforced, here."""
+
+    def check_restart(self, policy: RestartPolicy) -> None:
+        """Raises: NotSupported for one that waits for an end that no program comes to here."""
 
     # ---- the end ----
 

@@ -6,12 +6,12 @@ import errno
 import math
 import os
 import socket
+import sys
 from typing import Protocol
 
 import msgspec
 
-from lighterman.errors import InvalidSpec, LimitExceeded
-from lighterman.runtimes.oci.processes import read_start_time
+from lighterman.errors import InvalidSpec, LimitExceeded, NotSupported
 
 __all__ = ["ConnectionLease", "Lease", "asked_lease", "check_ttl", "own_connection"]
 
@@ -55,6 +55,8 @@ def asked_lease(lease: str | int | ConnectionLease | None, ttl_s: float | None) 
     """The fields of a record for what was asked. Raises: InvalidSpec."""
     fields: dict[str, object] = {"ttl_s": check_ttl(ttl_s) if ttl_s is not None else None}
     if isinstance(lease, ConnectionLease):
+        if sys.platform != "linux":
+            raise NotSupported("a lease of a connection: only Linux can watch it while no engine is there")
         os.close(own_connection(lease))
         return {**fields, "lease": "connection"}
     if isinstance(lease, int) and not isinstance(lease, bool):
@@ -75,14 +77,18 @@ def check_ttl(ttl_s: float) -> float:
 
 
 def _started(pid: int) -> int:
-    try:
-        os.close(os.pidfd_open(pid))
-        started = read_start_time(pid)
-    except (OSError, OverflowError):
-        started = None
-    if started is None:
-        raise InvalidSpec(f"lease {pid}: there is no such process")
-    return started
+    if sys.platform == "linux":
+        from lighterman.runtimes.oci.processes import read_start_time
+
+        try:
+            os.close(os.pidfd_open(pid))
+            started = read_start_time(pid)
+        except (OSError, OverflowError):
+            started = None
+        if started is None:
+            raise InvalidSpec(f"lease {pid}: there is no such process")
+        return started
+    raise NotSupported(f"lease {pid}: only Linux can watch another process for a container's sake")
 
 
 def own_connection(lease: ConnectionLease) -> int:

@@ -6,6 +6,7 @@ A number here can be overridden by the environment variable `LIGHTERMAN_<NAME>`,
 from __future__ import annotations
 
 import os
+import sys
 
 
 def _number(name: str, default: float) -> float:
@@ -45,7 +46,8 @@ DRAIN_S = _number("DRAIN_S", 10.0)  # bounds only a consumer of output that make
 SETTLE_S = _number("SETTLE_S", 5.0)  # how long EXIT waits for the old run's clean-up
 CANCEL_S = _number("CANCEL_S", 10.0)  # how long a cancelled create waits until its container is gone
 KILL_WAIT_S = _number("KILL_WAIT_S", 10.0)  # from SIGKILL until a process is called unkillable
-START_S = _number("START_S", 60.0)  # the whole of one start; a loaded host needs seconds, a hung runtime for ever
+# The whole of one start: a loaded host needs seconds, a first boot of a Windows guest minutes, a hung runtime for ever.
+START_S = _number("START_S", 300.0 if sys.platform == "win32" else 60.0)
 START_SLOW_S = _number("START_SLOW_S", 5.0)  # a start slower than this gives its concurrency slot back
 EXEC_TERM_S = _number("EXEC_TERM_S", 0.5)  # from SIGTERM to SIGKILL of an exec whose time is over
 EXEC_START_S = _number("EXEC_START_S", 60.0)  # from the request to the exec's pid

@@ -43,6 +43,7 @@ from lighterman.spec import (
     PlainRoot,
     ProcessConfig,
     Resources,
+    RestartPolicy,
     Rootfs,
     Spec,
 )
@@ -368,6 +369,9 @@ class LinuxHost:
     def check_resources(self, resources: Resources) -> None:
         """Blocking. Raises: InvalidSpec, NotSupported for a limit that this host can't enforce."""
         check_resources(resources, self._cgroups)
+
+    def check_restart(self, policy: RestartPolicy) -> None:
+        """Each can be carried out here."""
 
     # ---- the end ----
 

@@ -43,7 +43,7 @@ from lighterman.trees import remove_tree
 if TYPE_CHECKING:
     from lighterman.keeper.client import KeeperClient
 
-__all__ = ["Loader", "WindowsHost", "load", "open_host"]
+__all__ = ["Loader", "WindowsHost", "load", "open_host", "owner_of"]
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,9 @@ async def open_host(root: StateRoot, wanted: str | None, load: Loader = load) ->
     """
     if wanted not in BINDINGS:
         raise NotSupported(f"runtime {wanted!r:.80}: on Windows there are hcs, vmcompute and computecore")
-    runtime = await load(BINDINGS[wanted], _owner_of(root))
+    runtime = await load(BINDINGS[wanted], owner_of(root))
     try:
+        await in_thread(os.makedirs, _layers(root), exist_ok=True)
         host = WindowsHost(root, runtime, await runtime.version())
         await host.sweep_abandoned()
     except BaseException:
@@ -103,9 +104,13 @@ async def open_host(root: StateRoot, wanted: str | None, load: Loader = load) ->
     return host
 
 
-def _owner_of(root: StateRoot) -> str:
+def owner_of(root: StateRoot) -> str:
     """What its compute systems are tagged with: two engines on one host leave each other's alone."""
     return f"lighterman-{uuid.uuid5(uuid.NAMESPACE_URL, os.path.realpath(root.state)).hex[:16]}"
+
+
+def _layers(root: StateRoot) -> str:
+    return os.path.join(root.state, "layers")
 
 
 def _nobody_waits() -> None:
@@ -173,7 +178,7 @@ class WindowsHost:
 
     async def sweep(self) -> None:
         """End what of ours nobody has taken up, and go on removing layers."""
-        await self._runtime.sweep(self._layers(self._root))
+        await self._runtime.sweep(_layers(self._root))
 
     def remove_directories(self, *, except_of: set[str]) -> None:
         """Take away what containers have written that are in no book. Blocking."""
@@ -184,7 +189,7 @@ class WindowsHost:
         """End and remove what private engines left that were killed."""
         for root in await in_thread(abandoned):
             try:
-                await self._runtime.sweep(owner=_owner_of(root))
+                await self._runtime.sweep(owner=owner_of(root))
                 if await self._remove_layers(root, limits.HCS_SWEEP_S):
                     await in_thread(root.remove)
                     log.info("removed what a killed engine left in %s", root.state)
@@ -197,7 +202,7 @@ class WindowsHost:
 
     async def _remove_layers(self, root: StateRoot, within_s: float) -> bool:
         """Whether all of them are gone."""
-        store = self._layers(root)
+        store = _layers(root)
         removals = [self._runtime.layers.remove(os.path.join(store, name)) for name in await in_thread(_listed, store)]
         if removals:
             await asyncio.wait(removals, timeout=within_s)
@@ -220,7 +225,7 @@ class WindowsHost:
         """What `create` needs besides the spec; a lease on us makes the service end the container with our handles."""
         if image is None:
             return []
-        options: list[CreateOption] = [Layers(os.path.join(self._layers(self._root), id), image.layers)]
+        options: list[CreateOption] = [Layers(os.path.join(_layers(self._root), id), image.layers)]
         return [*options, TerminateWithEngine()] if lease is not None else options
 
     async def spec(self, id: str, wanted: ContainerSpec, image: Image) -> Spec:
@@ -233,7 +238,7 @@ class WindowsHost:
             raise NotSupported(f"network {wanted.network!r:.80}: on Windows only none, or the option NetworkEndpoints")
         _check_logs(wanted)
         _check_checks(wanted)
-        check_restart(wanted.restart)
+        self.check_restart(wanted.restart)
         document: dict[str, Any] = {
             "hostname": wanted.hostname or "",
             "mounts": [_mount(mount) for mount in wanted.mounts],
@@ -280,11 +285,15 @@ class WindowsHost:
         """Raises: NotSupported: the limits of a running container can't be changed."""
         raise NotSupported("on Windows the limits of a running container can't be changed")
 
+    def check_restart(self, policy: RestartPolicy) -> None:
+        """Raises: NotSupported for an end that no program of Windows comes to."""
+        _check_restart(policy)
+
     # ---- the end ----
 
     def forget(self, id: str) -> None:
         """Remove a container's writable layer, in the background, as often as it takes."""
-        folder = os.path.join(self._layers(self._root), id)
+        folder = os.path.join(_layers(self._root), id)
         self._runtime.layers.remove(folder)
 
     async def close(self, *, by_force: bool = False) -> bool:
@@ -297,13 +306,8 @@ class WindowsHost:
         await self._runtime.close()
         return True
 
-    @staticmethod
-    def _layers(root: StateRoot) -> str:
-        return os.path.join(root.state, "layers")
 
-
-def check_restart(policy: RestartPolicy) -> None:
-    """Raises: NotSupported for an end that no program of Windows comes to."""
+def _check_restart(policy: RestartPolicy) -> None:
     for code in (*policy.force_codes, *policy.prevent_codes):
         if isinstance(code, str):
             raise NotSupported(f"restart policy: {code!r}: no program of Windows ends by a signal: use exit codes")

@@ -54,6 +54,7 @@ class Double:
     """One loaded double. `scratch` is for what its programs need."""
 
     def __init__(self, path: Path, programs: Path, scratch: Path) -> None:
+        self._path = path
         self.dll: ctypes.CDLL
         if sys.platform == "win32":
             self.dll = ctypes.WinDLL(str(path))
@@ -68,6 +69,10 @@ class Double:
             ctypes.c_uint32,
             ctypes.c_char_p,
         ]
+
+    def made_of(self) -> tuple[str, str, str]:
+        """For another process's: its arguments."""
+        return str(self._path), str(self._programs), str(self._scratch)
 
     def begin(self) -> None:
         """For a new test."""

@@ -9,6 +9,7 @@ import pytest
 
 from hcs.world import HcsWorld, end
 from lighterman.errors import InvalidSpec, NotSupported
+from lighterman.roots import StateRoot
 from lighterman.runtimes.hcs import TerminateWithEngine
 from lighterman.spec import ContainerSpec, Mount, Resources, Ulimit
 from lighterman.windows_host import WindowsHost
@@ -17,11 +18,12 @@ from support import eventually
 
 async def host_of(world: HcsWorld) -> WindowsHost:
     runtime = world.runtime()
-    return WindowsHost(runtime, await runtime.version(), str(world.scratch / "store"))
+    (world.scratch / "root" / "layers").mkdir(parents=True, exist_ok=True)
+    return WindowsHost(StateRoot.of(world.scratch / "root"), runtime, await runtime.version())
 
 
 def layer(world: HcsWorld, chain: object | None) -> str:
-    for name in ("top", "base", "store"):
+    for name in ("top", "base"):
         (world.scratch / name).mkdir()
     if chain is not None:
         (world.scratch / "top" / "layerchain.json").write_text(json.dumps(chain))
@@ -42,7 +44,7 @@ async def test_a_container_from_its_wishes(world: HcsWorld) -> None:
     image = await host.image(None, top)
     runtime = await host.runtime(None)
     spec = await host.spec("c1", wanted, image)
-    system = await runtime.create("c1", spec, host.create_options("c1", image, "scope"))
+    system = await runtime.create("c1", spec, host.create_options("c1", wanted, image, "engine"))
     await system.start()
     init = await system.create_process(spec.process)
     await init.wait()
@@ -59,16 +61,20 @@ async def test_a_container_from_its_wishes(world: HcsWorld) -> None:
     assert exec_process.env == {"A": "1", "B": "2"}
     await end(system, init)
     await runtime.layers.idle()
-    host.remove("c1")
-    await eventually(lambda: not (world.scratch / "store" / "c1").exists())
-    await eventually(lambda: not (world.scratch / "store" / "c1-removing").exists())
+    host.forget("c1")
+    await eventually(lambda: not (world.scratch / "root" / "layers" / "c1").exists())
+    await eventually(lambda: not (world.scratch / "root" / "layers" / "c1-removing").exists())
     assert await host.close()
 
 
 async def test_no_lease_no_end(world: HcsWorld) -> None:
     host = await host_of(world)
     image = await host.image(None, layer(world, None))
-    assert not [each for each in host.create_options("c1", image, None) if isinstance(each, TerminateWithEngine)]
+    assert not [
+        each
+        for each in host.create_options("c1", ContainerSpec(), image, None)
+        if isinstance(each, TerminateWithEngine)
+    ]
 
 
 @pytest.mark.parametrize(

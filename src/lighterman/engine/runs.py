@@ -226,6 +226,7 @@ class Runs:
         if entry not in self._inside.books:
             raise NotFound(f"container {entry.record.name} was removed", container=entry.record.id)
         policy, rule = split_restart(policy)
+        self._inside.host.check_restart(policy)
         record, before = entry.record, (entry.record.spec, entry.restart_rule)
         record.spec, entry.restart_rule = msgspec.structs.replace(record.spec, restart=policy), rule
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
@@ -146,7 +147,6 @@ class OutputSink:
 
         The master becomes non-blocking for everybody who shares it. Its end comes only after `finish`.
         """
-        os.set_blocking(pipe_r, False)
         self._add(1, fd, (pipe_r, pipe_w))
 
     def add_reader(self, stream: int, read: Callable[[int], Awaitable[bytes]]) -> None:
@@ -154,7 +154,9 @@ class OutputSink:
         self._attach(Source(self, stream, -1, read=read))
 
     def _add(self, stream: int, fd: int, pipe: tuple[int, int] | None) -> None:
-        os.set_blocking(fd, False)
+        if sys.platform != "win32":
+            for each in (fd, *(pipe or ())[:1]):
+                os.set_blocking(each, False)
         self._attach(Source(self, stream, fd, pipe))
 
     def _attach(self, source: Source) -> None:
