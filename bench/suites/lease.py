@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import msgspec
 
 from bench.interleave import Contender, take_turns
+from bench.numbers import Samples
 from bench.owner import Owned
 from bench.setting import IMAGE, Setting
 from bench.spawn import DEADLINE_S
@@ -43,12 +44,12 @@ async def measure(setting: Setting) -> None:
     await take_turns(contenders, setting.effort.lease_rounds)
     report = setting.report
     report.contenders(SECTION, contenders, against=DIRECT)
-    if gone:
-        report.contenders(ROOT_GONE, [Contender(OURS, by_lease, times=gone)])
     samples = contenders[0].samples
+    if samples is not None:
+        report.row(ROOT_GONE, OURS, Samples.of(gone[-len(samples) :]))
     # Its p95: a promise is not kept by a median.
-    reached = samples.p95 if samples is not None else None
-    report.goal("kill -9 of the owner, until the container is dead (p95)", reached, 1.0, unit="s")
+    reached = samples.p95 * 1e3 if samples is not None else None
+    report.goal("kill -9 of the owner, until the container is dead (p95)", reached, 1000.0, unit="ms")
 
 
 async def _kill_an_owner() -> tuple[float, float]:

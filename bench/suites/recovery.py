@@ -60,8 +60,7 @@ async def _measure(setting: Setting, count: int, *, with_docker: bool) -> None:
             docker.remove_all()
             docker.close()
     section = f"kill -9 of the engine, until the states of {count} containers are true"
-    if whole:
-        contenders.append(Contender(WHOLE, contenders[0].once, times=whole))
+    contenders.append(Contender(WHOLE, contenders[0].once, times=whole[-len(contenders[0].times) :]))
     report.contenders(section, contenders, against=CRUN)
     reached = report.median(section, OURS)
     if count == setting.effort.recovered[0]:
