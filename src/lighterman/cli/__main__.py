@@ -12,8 +12,8 @@ __all__ = ["main"]
 
 def main() -> NoReturn:
     """Run the command that the arguments name, and exit."""
-    # Collecting while modules are made finds nothing, and costs 11 of 172 ms of CPU (median of 30 pairs of processes that
-    # import what `run` does); `run` turns it on again.
+    # Collecting while modules are made finds nothing, and costs 11 of 172 ms of CPU (median of 30 pairs of processes
+    # that import what `run` does); `run` turns it on again.
     gc.disable()
     from lighterman.cli.app import invoke
 

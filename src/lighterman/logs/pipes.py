@@ -8,8 +8,8 @@ import os
 
 __all__ = ["PIPE_BYTES", "make_output_pipe"]
 
-# Moving a GiB of 64 kB writes from such a pipe into segments takes 0.48 s of CPU; through the kernel's default of 64 KiB
-# 0.60 (medians of 10 x 256 MiB from dd). It is also the most that a normal user may ask for
+# Moving a GiB of 64 kB writes from such a pipe into segments takes 0.48 s of CPU; through the kernel's default of
+# 64 KiB 0.60 (medians of 10 x 256 MiB from dd). It is also the most that a normal user may ask for
 # (/proc/sys/fs/pipe-max-size). The pages are taken only when they are filled.
 PIPE_BYTES = 1024 * 1024
 

@@ -19,8 +19,8 @@ from lighterman.threads import in_thread
 
 __all__ = ["FrameStream", "LogStream"]
 
-# A container that writes as fast as we read must not keep the event loop to itself. So much is read in 0.13 ms where its
-# frames have 64 KiB, and in 5 ms where they have 100 bytes (medians of 200 readings, 2 cores).
+# A container that writes as fast as we read must not keep the event loop to itself. So much is read in 0.13 ms where
+# its frames have 64 KiB, and in 5 ms where they have 100 bytes (medians of 200 readings, 2 cores).
 IN_A_ROW_BYTES = 256 * 1024
 
 
@@ -113,8 +113,8 @@ class FrameStream:
 
     async def _read(self, until: int) -> list[Frame]:
         try:
-            # A thread hop costs more (28 us, on a busy machine 94; medians of 300) than what a short program has written
-            # takes to read (8 us for 20 bytes; median of 200). RWF_NOWAIT makes sure that the loop waits for no disk.
+            # A thread hop costs more (28 us, on a busy machine 94; medians of 300) than what a short program has
+            # written takes to read (8 us for 20 bytes; median of 200). RWF_NOWAIT: the loop never waits for a disk.
             frames = self._reader.read(until, self._stream, nowait=True)
             self._in_a_row += sum(len(frame.data) for frame in frames)
         except BlockingIOError:
