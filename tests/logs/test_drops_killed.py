@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -59,6 +60,10 @@ class Program:
         """Its pipe may be full: somebody has to read."""
         self._stop.set()
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         self._thread.join()
         os.close(self._write)
@@ -93,12 +98,12 @@ def test_P07_drops_are_counted_exactly_whenever_the_writer_is_killed(tmp_path: P
     assert sum(os.fstat(fd).st_blocks for fd in drains) * 512 < 1_000_000  # nobody keeps what was dropped
     for stream, program in programs.items():
         program.stop()
-        while True:
-            try:
-                writer.splice(stream, program.read, 1 << 20)
-            except BlockingIOError:
-                if not program._thread.is_alive():
-                    break
+        ended = False
+        while not ended:
+            ended = not program.is_running
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    writer.splice(stream, program.read, 1 << 20)
     writer.tell_dropped()
     writer.close()
     for stream, program in programs.items():
