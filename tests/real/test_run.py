@@ -134,6 +134,14 @@ async def test_run_with_init_reaps_and_passes_the_code(engine: Engine) -> None:
     assert "init" in first
 
 
+async def test_command_behind_an_init_is_looked_up(engine: Engine) -> None:
+    with pytest.raises(CommandNotFound, match="'no-such-command'"):
+        await engine.run("busybox", ["no-such-command"], init=True)
+    with pytest.raises(CommandNotExecutable, match="'/etc/passwd'"):
+        await engine.run("busybox", ["/etc/passwd"], init=True)
+    assert await engine.containers() == []
+
+
 async def test_run_init_killed_child_code_is_128_and_signal(engine: Engine) -> None:
     done = await engine.run("busybox", ["sh", "-c", "kill -9 $$"], init=True)
     assert done.exit.shell_code == 137

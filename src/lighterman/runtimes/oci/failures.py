@@ -18,10 +18,11 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import Spawned
 from lighterman.runtimes.oci.bundle import read_last_words
+from lighterman.runtimes.oci.document_process import INIT_INSIDE
 from lighterman.runtimes.oci.lookup import find_command
 from lighterman.spec import ProcessConfig
 
-__all__ = ["runtime_failed"]
+__all__ = ["check_behind_init", "runtime_failed"]
 
 
 class _Mount(msgspec.Struct, frozen=True):
@@ -73,15 +74,33 @@ def runtime_failed(
     kind: type[RuntimeFailed] = RuntimeFailed
     if operation in ("run", "exec") and process.args and root is not None:
         kind = _command_failed(process, root, _binds(config) if config is not None else {})
-    command = process.args[0] if process.args else ""
-    if kind is CommandNotFound:
-        text = f"command {command!r} is not in the container's root file system (container {container})"
-    elif kind is CommandNotExecutable:
-        text = f"command {command!r} in the container can't be executed (container {container})"
-    else:
+    text = _command_text(kind, process.args[0] if process.args else "", container)
+    if text is None:
         how = f"exit status {status}" if status >= 0 else f"signal {-status}"
         text = f"{runtime} {operation} of container {container} failed with {how}: {words or 'it said nothing'}"
     return kind(text, runtime=runtime, operation=operation, container=container, exit_status=status, last_words=words)
+
+
+def check_behind_init(process: ProcessConfig, *, root: int | str, config: str, runtime: str, container: str) -> None:
+    """The command that an init is to start: it would begin, fail, and leave an exit code of its own. Blocking.
+
+    Raises: CommandNotFound, CommandNotExecutable.
+    """
+    if process.args[:2] != (INIT_INSIDE, "--"):
+        return
+    process = msgspec.structs.replace(process, args=process.args[2:])
+    kind = _command_failed(process, root, _binds(config))
+    text = _command_text(kind, process.args[0], container)
+    if text is not None:
+        raise kind(text, runtime=runtime, operation="run", container=container)
+
+
+def _command_text(kind: type[RuntimeFailed], command: str, container: str) -> str | None:
+    if kind is CommandNotFound:
+        return f"command {command!r} is not in the container's root file system (container {container})"
+    if kind is CommandNotExecutable:
+        return f"command {command!r} in the container can't be executed (container {container})"
+    return None
 
 
 def _binds(config: str) -> dict[str, str]:

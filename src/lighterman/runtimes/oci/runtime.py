@@ -27,6 +27,7 @@ from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.calls import RuntimeCall, decode_meta
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars
 from lighterman.runtimes.oci.document import encode_config
+from lighterman.runtimes.oci.failures import check_behind_init
 from lighterman.runtimes.oci.mounts import detached_overlay
 from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
@@ -217,12 +218,29 @@ class OciRuntime:
             write_host_files(spec.files)
             bundle.write_config(encode_config(self._with_filter(spec)))
             if not isinstance(spec.rootfs, Overlay):
+                if isinstance(spec.rootfs, PlainRoot):
+                    self._check_behind_init(bundle, spec, spec.rootfs.path)
                 return None
             make_upper(spec.rootfs)
-            return detached_overlay(spec.rootfs)
+            mount = detached_overlay(spec.rootfs)
+            try:
+                self._check_behind_init(bundle, spec, mount)
+            except BaseException:
+                os.close(mount)
+                raise
+            return mount
         except BaseException:
             bundle.remove()
             raise
+
+    def _check_behind_init(self, bundle: Bundle, spec: Spec, root: int | str) -> None:
+        check_behind_init(
+            spec.process,
+            root=root,
+            config=bundle.config,
+            runtime=self.name,
+            container=os.path.basename(bundle.path),
+        )
 
     def _with_filter(self, spec: Spec) -> Spec:
         if self._filters is None:
