@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import io
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
@@ -25,7 +27,10 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "vm"
 RESULTS = BUILD / "results"
 TABLE = ROOT / "docs" / "hosts.md"
-NOT_INTO = {"build", "dist", "__pycache__"}  # and what begins with a dot
+NOT_INTO = {"build", "dist"}  # and what begins with a dot
+# What Python and pytest have compiled here goes with it: the image has the same Python, and compiling there takes
+# longer than many a test. Each names its source's time and size, so an old one does no harm.
+COMPILED = f".{sys.implementation.cache_tag}"
 TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
 BOUND_S = 3 * 3600.0  # one host
 SMOKE_BOUND_S = 1200.0
@@ -97,8 +102,12 @@ def shell(host: Host) -> int:
 
 def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool) -> list[str]:
     """Run `selection`, pytest's arguments, on each host, and give back what went wrong. `whole`: it is all there is."""
-    problems: list[str] = []
-    for host in hosts:
+    machines = [host for host in hosts if host is not HERE]
+    made = image.ready(BUILD) if machines else None
+    # Machines side by side: each has one processor's worth of work, since the tests run one after the other.
+    together = len(machines) > 1 and (os.cpu_count() or 1) > 1
+
+    def one(host: Host) -> list[str]:
         print(f"\n== {host.name}: {host.title}", flush=True)
         started = time.monotonic()
         folder = RESULTS / host.name
@@ -106,17 +115,24 @@ def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool
         folder.mkdir(parents=True)
         (folder / "part").write_text("" if whole else " ".join(selection))
         try:
-            if host is HERE:
+            if made is None or host is HERE:
                 _run_here(selection, folder, bound_s)
             else:
-                _run_there(host, selection, folder, bound_s)
+                _run_there(host, made, selection, folder, bound_s, f"{host.name}: " if together else "")
             code = int((folder / "exit").read_text())
         except (machine.Failed, subprocess.TimeoutExpired, OSError, ValueError, tarfile.TarError) as error:
-            problems.append(f"{host.name}: {error}")
-            continue
-        if code:
-            problems.append(f"{host.name}: pytest ended with {code}: see {folder}")
+            return [f"{host.name}: {error}"]
         print(f"== {host.name}: {time.monotonic() - started:.0f} s", flush=True)
+        return [f"{host.name}: pytest ended with {code}: see {folder}"] if code else []
+
+    problems = [problem for host in hosts if host is HERE for problem in one(host)]
+    with ThreadPoolExecutor(os.cpu_count() if together else 1) as pool:
+        try:
+            for found in pool.map(one, machines):
+                problems += found
+        except BaseException:
+            machine.end_all()
+            raise
     return problems
 
 
@@ -165,13 +181,12 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHON": sys.executable}
 
 
-def _run_there(host: Host, selection: list[str], folder: Path, bound_s: float) -> None:
-    made = image.ready(BUILD)
-    given, returned = BUILD / "given.tar", BUILD / "results.tar"
+def _run_there(host: Host, made: image.Image, selection: list[str], folder: Path, bound_s: float, label: str) -> None:
+    given, returned = BUILD / f"given-{host.name}.tar", BUILD / f"results-{host.name}.tar"
     try:
         ignored = [f"--ignore={path}" for path in NOT_THERE]
         _pack(given, [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *ignored, *selection])
-        machine.boot(made, host.kernel_arguments or "", given, returned, folder / "console", bound_s)
+        machine.boot(made, host.kernel_arguments or "", given, returned, folder / "console", bound_s, label)
         with tarfile.open(returned) as archive:
             for member in archive:
                 # Flat and by name: what comes out of the machine chooses no path here.
@@ -185,10 +200,11 @@ def _run_there(host: Host, selection: list[str], folder: Path, bound_s: float) -
 
 def _pack(given: Path, arguments: list[str]) -> None:
     """What goes into the machine: `/checkout`, and pytest's arguments in `/arguments`, one a line."""
-    listed = BUILD / "arguments"
-    listed.write_text("".join(f"{argument}\n" for argument in arguments))
+    listed = "".join(f"{argument}\n" for argument in arguments).encode()
     with tarfile.open(given, "w") as archive:
-        archive.add(listed, "arguments")
+        member = tarfile.TarInfo("arguments")
+        member.size = len(listed)
+        archive.addfile(member, io.BytesIO(listed))
         for path in _checkout(ROOT):
             archive.add(path, Path("checkout") / path.relative_to(ROOT), recursive=False)
 
@@ -196,6 +212,8 @@ def _pack(given: Path, arguments: list[str]) -> None:
 def _checkout(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.iterdir()):
         if path.name in NOT_INTO or path.name.startswith("."):
+            continue
+        if path.suffix == ".pyc" and COMPILED not in path.name:
             continue
         yield path
         if path.is_dir() and not path.is_symlink():

@@ -44,8 +44,17 @@ RUNTIMES = ("crun", "runc")
 # What runs on every host: each file with a test of real containers, and what below them depends on the kernel.
 MARK = "real"
 SUITES = ("tests/keeper", "tests/logs")
-# Tens of thousands of processes one after the other: minutes here, an hour and more in an emulated machine.
-NOT_THERE = ("tests/keeper/test_keeper_many.py",)
+NOT_THERE = (
+    # Tens of thousands of processes one after the other: minutes here, an hour and more in an emulated machine.
+    "tests/keeper/test_keeper_many.py",
+    # Arguments that are refused before anything of the host is asked.
+    "tests/cli/test_cli_bad_input.py",
+    "tests/real/test_bad_input.py",
+    # Bytes in memory and files, the same on every Linux.
+    "tests/keeper/test_keeper_wire.py",
+    "tests/logs/test_export.py",
+    "tests/logs/test_query.py",
+)
 
 # What a change has to pass in a virtual machine: pytest's node ids; one that is missing is an error.
 SMOKE = (

@@ -23,7 +23,7 @@ MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SECURITY = os.environ.get("DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security")
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "procps", "iproute2"),
-    *("crun", "runc", "catatonit", "busybox-static"),
+    *("crun", "runc", "criu", "iptables", "catatonit", "busybox-static"),
     *("python3", "strace"),
 )
 # Checkers need no second host, and are the largest part.
