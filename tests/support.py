@@ -92,7 +92,7 @@ def why_not_real(runtime: str | None = None) -> str | None:
 def why_not_host(*needs: str) -> str | None:
     """Why this host is not one that a test marked `needs(...)` is for, or None if it is.
 
-    Each is `v1` (hybrid too), `hybrid`, `v2`, `systemd` or `linux>=6.7`. Raises: ValueError for any other.
+    Each is `v1` (hybrid too), `hybrid`, `v2`, `systemd`, `criu` or `linux>=6.7`. Raises: ValueError for any other.
     """
     for need in needs:
         if need in ("v1", "hybrid", "v2"):
@@ -102,12 +102,18 @@ def why_not_host(*needs: str) -> str | None:
         elif need == "systemd":
             if not os.path.isdir("/run/systemd/system"):  # as sd_booted(3) looks
                 return "needs systemd as init"
+        elif need == "criu":
+            from lighterman.runtimes.oci.checkpointing import why_no_checkpoints
+
+            reason = why_no_checkpoints("runc")
+            if reason is not None:
+                return f"needs checkpoints: {reason}"
         elif need.startswith("linux>="):
             wanted, has = need.removeprefix("linux>="), ".".join(os.uname().release.split(".")[:2])
             if tuple(map(int, has.split("."))) < tuple(map(int, wanted.split("."))):
                 return f"needs Linux {wanted}, this is {has}"
         else:
-            raise ValueError(f"a test needs {need!r}: known are v1, hybrid, v2, systemd and linux>=VERSION")
+            raise ValueError(f"a test needs {need!r}: known are v1, hybrid, v2, systemd, criu and linux>=VERSION")
     return None
 
 
@@ -204,7 +210,9 @@ def _cgroups() -> Iterator[str]:
     if os.environ.get("LIGHTERMAN_TESTS_BESIDE_OTHERS"):
         return
     for root, directories, _ in os.walk("/sys/fs/cgroup"):
-        if "/lighterman" in root and os.path.basename(root) not in ("lighterman", "lighterman-keeper"):
+        name = os.path.basename(root)
+        # systemd removes a scope some moments after its keeper has gone.
+        if "/lighterman" in root and name not in ("lighterman", "lighterman-keeper") and not name.endswith(".scope"):
             yield root
         elif root.count("/") > 8:
             directories.clear()

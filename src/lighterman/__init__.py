@@ -66,12 +66,12 @@ if TYPE_CHECKING:
     from lighterman.spec import Mount as Mount
     from lighterman.spec import Overlay as Overlay
     from lighterman.spec import PlainRoot as PlainRoot
+    from lighterman.spec import Pressure as Pressure
     from lighterman.spec import ProcessConfig as ProcessConfig
     from lighterman.spec import ProcessSummary as ProcessSummary
     from lighterman.spec import Resources as Resources
     from lighterman.spec import RestartPolicy as RestartPolicy
     from lighterman.spec import Spec as Spec
-    from lighterman.spec import Pressure as Pressure
     from lighterman.spec import Statistics as Statistics
     from lighterman.spec import SyslogSink as SyslogSink
     from lighterman.spec import Timings as Timings

@@ -13,8 +13,7 @@ from lighterman.lifecycle.status import Status
 from lighterman.record import Record
 from lighterman.roots import StateRoot
 from lighterman.runtimes.oci.calls import decode_meta
-from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
-from lighterman.runtimes.oci.runtime import CGROUP_PARENT
+from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host, group_of
 from lighterman.store.sqlite import read_records
 from lighterman.threads import in_thread
 
@@ -95,5 +94,5 @@ def _of_directories(root: StateRoot, records: Iterable[Record]) -> Iterable[Diff
                 yield Difference(container=id, text=f"{what} of it are left in {directory}")
     host = cgroup_host()
     for record in known.values():
-        if record.status not in _RUNS and Cgroup(f"{CGROUP_PARENT}/{record.id}", host).exists():
+        if record.status not in _RUNS and Cgroup(group_of(root.run, record.id), host).exists():
             yield Difference(container=record.id, text=f"{record.name} is {record.status}; its cgroup is left")

@@ -132,13 +132,17 @@ class Container:
         """As `stdout`. Raises: InvalidState with a terminal, and if it was never started."""
         return self._entry.output(2)
 
-    async def start(self) -> None:
+    async def start(self, *, checkpoint: str | None = None) -> None:
         """Start it. Returns when its program runs.
 
-        Raises: InvalidState if it runs, CommandNotFound, CommandNotExecutable, RuntimeFailed.
+        Args: checkpoint: the name of one of its own: the program goes on from there, with the files of that moment.
+        Raises: InvalidState if it runs, CommandNotFound, CommandNotExecutable, RuntimeFailed; NotFound, NotSupported.
         If cancelled: what was begun is undone.
         """
-        await self._engine.runs.start(self._entry)
+        if checkpoint is None:
+            await self._engine.runs.start(self._entry)
+        else:
+            await self._engine.checkpoints.start_from(self._entry, checkpoint)
 
     async def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds.
@@ -200,6 +204,25 @@ class Container:
     async def resume(self) -> None:
         """Thaw them. Raises: InvalidState if it is not paused."""
         await self._engine.client_of(self._entry).resume(self.id)
+
+    async def checkpoint(self, name: str, *, leave_running: bool = False) -> None:
+        """Save what its processes are doing, and its own files, under a name; see docs/checkpoints.md.
+
+        Args: leave_running: it goes on; otherwise it ends by it: `exit.reason == "checkpoint"`, and no policy starts it
+            again. Returns when that is told.
+        Raises: NotSupported with the reason, InvalidState if it is not running, or runs exec processes; AlreadyExists,
+            InvalidSpec for what can't be a name, RuntimeFailed; then it goes on as before. StoreError.
+        If cancelled: it is made all the same.
+        """
+        await self._engine.checkpoints.make(self._entry, name, leave_running=leave_running)
+
+    async def checkpoints(self) -> Sequence[str]:
+        """The names of its checkpoints, sorted. They go when it is removed."""
+        return await self._engine.checkpoints.names(self._entry)
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Raises: NotFound, InvalidSpec."""
+        await self._engine.checkpoints.delete(self._entry, name)
 
     async def stats(self) -> Statistics:
         """Counters of its cgroup, now. Raises: InvalidState if it is not running."""

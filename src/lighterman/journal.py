@@ -29,8 +29,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         seq: greater than that of every earlier event of this root; numbers are never given twice.
         time: Unix, seconds.
         kind: `create`, `start`, `restore`, `pause`, `resume`, `oom`, `start-process`, `exit-process`, `exit`,
-            `restart`, `remove`, `health` (`reason` says how it is), `ready`; `gap` stands for `lost` events that were
-            let go before they were read.
+            `restart`, `remove`, `checkpoint` (`reason` is its name), `health` (`reason` says how it is), `ready`; `gap`
+            stands for `lost` events that were let go before they were read.
         oom_kills: for `oom`: how many processes of this run were killed for memory so far, while it goes on.
         process: `init` or the exec's id. exit: for `exit`, `restart` and `exit-process`.
     """

@@ -26,7 +26,6 @@ from lighterman.lease import ConnectionLease, Lease, check_ttl, own_connection
 from lighterman.linux_host import OWNER, LinuxHost
 from lighterman.record import Record
 from lighterman.runtimes.oci.processes import open_pidfd_checked, wait_pidfd
-from lighterman.runtimes.oci.runtime import CGROUP_PARENT
 from lighterman.supervisor.tasks import OwnedTasks
 
 __all__ = ["Leases"]
@@ -204,7 +203,7 @@ class Leases:
                 await self._release(entry.record)
             return
         try:
-            await self._grant(self._host().keeper, entry.record, [_group(entry.record)])
+            await self._grant(self._host().keeper, entry.record, [self._host().group_of(entry.record.id)])
         except InvalidState:
             log.info("container %s: its owner ended while there was no engine", entry.record.name)
         self._begin_timer(entry)
@@ -245,10 +244,11 @@ class Leases:
         Raises: KeeperLost.
         """
         running = [entry.record for entry in self._books() if entry.is_registered]
-        await self._host().lease_on(keeper, [_group(one) for one in running if self.job_lease(one) == OWNER])
+        host = self._host()
+        await host.lease_on(keeper, [host.group_of(one.id) for one in running if self.job_lease(one) == OWNER])
         for record in running:
             try:
-                await self._grant(keeper, record, [_group(record)])
+                await self._grant(keeper, record, [host.group_of(record.id)])
             except InvalidState:
                 log.debug("container %s: its owner ended with the keeper", record.name)
         for entry in self._books():
@@ -269,7 +269,7 @@ class Leases:
             grace_s=limits.LEASE_RECONNECT_S,
             gone_until=client.gone_until,
             until=record.until,
-            groups=[_group(record)] if entry.is_registered else [],
+            groups=[self._host().group_of(record.id)] if entry.is_registered else [],
         )
 
     async def _take_up_connection(self, entry: Entry) -> None:
@@ -391,7 +391,3 @@ def _boottime() -> float:
 
 def _name(record: Record) -> str:
     return f"container:{record.id}"
-
-
-def _group(record: Record) -> str:
-    return f"{CGROUP_PARENT}/{record.id}"

@@ -64,6 +64,7 @@ NOTIFY_PAUSE_S = 0.01  # between datagrams: who floods the socket costs us 100 w
 
 # ---- the runtime and the keeper ----
 RUNTIME_CALL_S = _number("RUNTIME_CALL_S", 30.0)  # pause, resume, update, delete: milliseconds when all is well
+CHECKPOINT_S = _number("CHECKPOINT_S", 3600.0)  # making or starting from one: as long as its memory takes to disk
 KEEPER_CALL_S = _number("KEEPER_CALL_S", 10.0)  # one round trip; measured 13 us
 KEEPER_START_S = _number("KEEPER_START_S", 20.0)  # measured 10 ms; a swapping host needs longer
 KEEPER_IDLE_S = _number("KEEPER_IDLE_S", 60.0)  # without containers and clients it leaves after this

@@ -19,18 +19,27 @@ from lighterman.ends import to_its_end
 from lighterman.errors import InvalidState, KeeperLost, LightermanError
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
+from lighterman.keeper.cgroup import is_a_container
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars, Poke, cgroup_host, check_resources
+from lighterman.runtimes.oci.cgroups import (
+    Cgroup,
+    CgroupHost,
+    OomEars,
+    Poke,
+    cgroup_host,
+    check_resources,
+    group_of,
+)
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
-from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
+from lighterman.runtimes.oci.runtime import OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.tree import Members
@@ -156,6 +165,7 @@ class LinuxHost:
             exits_dir=f"{self._root.state}/exits",
             cgroups=self._cgroups,
             filters=filters,
+            no_checkpoints=probed.no_checkpoints,
             slots=self._slots,
             oom_ears=self._oom_ears,
         )
@@ -275,7 +285,11 @@ class LinuxHost:
 
     async def is_frozen(self, id: str) -> bool:
         """Whether a container is paused, by the kernel."""
-        return await in_thread(Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups).is_frozen)
+        return await in_thread(Cgroup(self.group_of(id), self._cgroups).is_frozen)
+
+    def group_of(self, id: str) -> str:
+        """The path of a container's cgroup."""
+        return group_of(self._root.run, id)
 
     def remove_directories(self, *, except_of: set[str]) -> None:
         """Take away what containers have written that are in no book. Blocking."""
@@ -465,7 +479,7 @@ async def _end_jobs(root: StateRoot) -> None:
 async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> None:
     """Kill all of it, wait for its end, acknowledge that, and remove its cgroup if that is empty then."""
     path = str(job.recipe.get("cgroup", ""))
-    cgroup = Cgroup(path, cgroups) if path.startswith(f"{CGROUP_PARENT}/") else None
+    cgroup = Cgroup(path, cgroups) if is_a_container(path) else None
     if cgroup is not None and job.exit is None:
         await in_thread(cgroup.kill)
     if job.exit is None and job.pid is not None:

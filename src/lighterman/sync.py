@@ -235,9 +235,21 @@ class Container:
         """As `stdout`. Raises: InvalidState with a terminal."""
         return OutputReader(self._loop, self._loop.call(_output(self._container, 2)))
 
-    def start(self) -> None:
-        """Start it. Returns when its program runs."""
-        self._loop.call(self._container.start())
+    def start(self, *, checkpoint: str | None = None) -> None:
+        """Start it, or let it go on from one of its checkpoints. Returns when its program runs."""
+        self._loop.call(self._container.start(checkpoint=checkpoint))
+
+    def checkpoint(self, name: str, *, leave_running: bool = False) -> None:
+        """Save what its processes are doing, and its own files, under a name."""
+        self._loop.call(self._container.checkpoint(name, leave_running=leave_running))
+
+    def checkpoints(self) -> Sequence[str]:
+        """The names of its checkpoints, sorted."""
+        return self._loop.call(self._container.checkpoints())
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Raises: NotFound, InvalidSpec."""
+        self._loop.call(self._container.delete_checkpoint(name))
 
     def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds."""

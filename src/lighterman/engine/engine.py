@@ -18,6 +18,7 @@ from lighterman.capture import Captured, capture
 from lighterman.clock import Clock, SystemClock
 from lighterman.container import Container
 from lighterman.ends import to_its_end
+from lighterman.engine.checkpoints import Checkpoints
 from lighterman.engine.hearing import Hearing
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform, this_platform
@@ -91,6 +92,7 @@ class Engine:
         hearing = Hearing(inside, platform, self.leases, lambda: self.watches)
         self.runs = Runs(inside, self.leases, hearing, lambda: self.watches)
         self.removal = Removal(inside, self.runs, self.leases)
+        self.checkpoints = Checkpoints(inside, self.runs)
 
     # ---- its own life --------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -81,11 +81,12 @@ class Runs:
         entry.process = spec.process
         return spec
 
-    def create_options(self, entry: Entry) -> list[CreateOption]:
+    def create_options(self, entry: Entry, *more: CreateOption) -> list[CreateOption]:
         """For its next run."""
         record = entry.record
         options: list[CreateOption] = [
             FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts),
+            *more,
         ]
         lease = self._leases.job_lease(record)
         options += self._inside.host.create_options(record.id, record.spec, entry.image, lease)
@@ -98,8 +99,8 @@ class Runs:
 
     # ---- begun ---------------------------------------------------------------------------------------------------
 
-    async def start(self, entry: Entry) -> None:
-        """See `Container.start`."""
+    async def start(self, entry: Entry, *options: CreateOption) -> None:
+        """See `Container.start`. `options`: of this run alone."""
         self._inside.must_be_open()
         record = entry.record
         if entry not in self._inside.books:
@@ -113,7 +114,7 @@ class Runs:
         entry.ended.clear()
         self._inside.host.poke()
         try:
-            await self._start(entry)
+            await self._start(entry, options)
         except BaseException as failed:
             if isinstance(failed, LightermanError):
                 record.exit = not_started(str(failed), record.generation)
@@ -128,7 +129,7 @@ class Runs:
             entry.start_over.set()
             entry.output_of.let_go_soon()
 
-    async def _start(self, entry: Entry) -> None:
+    async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
         record = entry.record
         entry.start_asked_mono = self._inside.clock.mono()
         runtime = await self._inside.host.runtime(record.spec.runtime)
@@ -150,7 +151,7 @@ class Runs:
             raise InvalidState(f"container {record.name} was stopped before it was started", container=record.id)
         before = entry.output_of
         try:
-            await entry.client.create(record.id, spec, *self.create_options(entry))
+            await entry.client.create(record.id, spec, *self.create_options(entry, *options))
             # What was promised to the caller must be there after a crash.
             await entry.told_start.wait()
         except asyncio.CancelledError:
@@ -201,7 +202,7 @@ class Runs:
         if signal == 9:
             entry.reason = entry.reason or "kill"
         if ends:
-            await self._mark_stopped(entry)
+            await self.mark_stopped(entry)
         await client.signal(entry.record.id, signal)
 
     async def update(self, entry: Entry, resources: Resources) -> None:
@@ -257,7 +258,7 @@ class Runs:
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         entry.reason = entry.reason or reason
-        await self._mark_stopped(entry)
+        await self.mark_stopped(entry)
         try:
             if grace_s:
                 await client.stop(entry.record.id, grace_s=grace_s)
@@ -267,7 +268,7 @@ class Runs:
             log.debug("container %s ended in the same moment", entry.record.name)
         return True
 
-    async def _mark_stopped(self, entry: Entry) -> None:
+    async def mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
         if not entry.record.spec.restart.can_restart:
             return

@@ -74,7 +74,7 @@ def _start(run_dir: str, state_dir: str, idle_s: float, build: str, lock: int) -
     from .slots import SlotFile
     from .spawning import Spawner
 
-    own_cgroup = cgroup.enter_own()
+    own_cgroup = cgroup.enter_own(run_dir)
     linux.become_subreaper()
     linux.set_name(PROCESS_NAME)
     run_fd = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -6,20 +6,29 @@ import _signal  # type: ignore[import-not-found]
 import os
 from time import sleep
 
+from . import scope
+
 NAME = "lighterman-keeper"
-_CONTAINERS = "/lighterman/"
+CONTAINERS = "/lighterman/"
 _SIGKILL = 9
 _REMOVE_TRIES, _REMOVE_PAUSE_S = 20, 0.005
 
 
-def enter_own() -> bool:
-    """Move into `/lighterman-keeper` on every mounted hierarchy; False if one could not be entered."""
+def enter_own(run_dir: str) -> bool:
+    """Move into `/lighterman-keeper` on every mounted hierarchy; False if one could not be entered.
+
+    Under systemd with version 2: into that of the root's scope, where its containers are as well.
+    """
+    if scope.is_wanted() and scope.enter(run_dir, NAME) is not None:
+        return True
     entered = [_enter(path) for path in _mounts()]
     return bool(entered) and all(entered)
 
 
 def leave_own() -> None:
-    """Back to the top, and remove the group unless another keeper is in it."""
+    """Back to the top, and remove the group unless another keeper is in it. A scope goes by itself, when empty."""
+    if f"0::{scope.PARENT}/" in _read("/proc/self/cgroup"):
+        return
     for path in _mounts():
         try:
             _write(f"{path}/cgroup.procs", str(os.getpid()))
@@ -46,7 +55,9 @@ def _remove(group: str) -> None:
 
 def is_a_container(path: str) -> bool:
     """Whether a path within the hierarchies is below the containers' group, where the keeper may kill."""
-    return path.startswith(_CONTAINERS) and ".." not in path.split("/") and path.strip("/") != _CONTAINERS.strip("/")
+    if scope.is_one(path.partition(CONTAINERS)[0]):
+        path = path[path.index(CONTAINERS) :]
+    return path.startswith(CONTAINERS) and ".." not in path.split("/") and path.strip("/") != CONTAINERS.strip("/")
 
 
 def end(path: str) -> bool:

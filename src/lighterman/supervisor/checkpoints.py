@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 
 from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
 from lighterman.runtimes.options import WithCheckpoint
+from lighterman.trees import remove_tree
 
-__all__ = ["check_options", "delete", "names", "reserve"]
+__all__ = ["check_name", "check_options", "delete", "names", "reserve"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
+def check_name(name: str) -> None:
+    """It becomes a part of paths. Raises: InvalidSpec."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidSpec(
+            f"checkpoint name {name!r:.140}: must be letters, digits, '_', '.' and '-', the first a letter or digit, "
+            "at most 128"
+        )
+
+
 def _path(directory: str, name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise InvalidSpec(f"checkpoint name {name!r}: must be letters, digits, '_', '.' and '-', at most 128")
+    check_name(name)
     if not os.path.isabs(directory):
         raise InvalidSpec(f"checkpoint directory {directory!r}: must be an absolute path")
     return os.path.join(directory, name)
@@ -59,7 +67,7 @@ def delete(directory: str, name: str) -> None:
     """Remove one checkpoint. Raises: NotFound, StoreError."""
     path = _path(directory, name)
     try:
-        shutil.rmtree(path)
+        remove_tree(path)
     except FileNotFoundError:
         raise NotFound(f"no checkpoint {name!r} in {directory}") from None
     except OSError as failed:

@@ -199,10 +199,18 @@ class Client:
     # ---- checkpoints ----
 
     async def create_checkpoint(self, id: str, name: str, directory: str, *, leave_running: bool = False) -> None:
-        """Write the container's state to `directory/name`. Raises: NotSupported, AlreadyExists."""
+        """Write the container's state to `directory/name`. Raises: NotSupported, AlreadyExists, NotFound.
+
+        If cancelled: it is written all the same.
+        """
+        work = self._create_checkpoint(self._container(id), name, directory, leave_running=leave_running)
+        await self._tasks.finish_and_wait(work, f"checkpoint {name} of {id}")
+
+    @staticmethod
+    async def _create_checkpoint(container: Container, name: str, directory: str, *, leave_running: bool) -> None:
         await in_thread(checkpoints.reserve, directory, name)
         try:
-            await self._container(id).checkpoint(name, directory, leave_running=leave_running)
+            await container.checkpoint(name, directory, leave_running=leave_running)
         except BaseException:
             await in_thread(checkpoints.delete, directory, name)
             raise

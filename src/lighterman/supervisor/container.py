@@ -223,9 +223,29 @@ class Container:
         await self._in_order(lambda run: run.system.update_resources(resources))
 
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
-        """Write its state to disk."""
-        # Its size is that of the memory: no fixed bound fits.
-        await self._in_order(lambda run: run.system.checkpoint(name, directory, leave_running=leave_running), None)
+        """Write its state to disk. Unless it is left running, it ends by that, and as one that was asked to end."""
+        marked_before = self._manually_stopped
+        making: list[asyncio.Task[None]] = []
+
+        async def make(run: Run) -> None:
+            self._manually_stopped = self._manually_stopped or not leave_running
+            # Its size is that of the memory: no fixed bound fits.
+            work = run.system.checkpoint(name, directory, leave_running=leave_running)
+            making.append(self._around.finish(work, f"checkpoint {self.id}"))
+            try:
+                await asyncio.shield(making[0])
+            except LightermanError:
+                if not run.ended:
+                    self._manually_stopped = marked_before
+                raise
+
+        try:
+            await self._in_order(make, None)
+        except AlreadyStopped:
+            if not making:
+                raise
+            # Its end comes before the answer, and is what was asked for.
+            await asyncio.shield(making[0])
 
     async def add_process(self, name: str, config: ProcessConfig) -> int:
         """Start an exec process and return its pid. Execs start side by side; none waits for another [L03]."""
@@ -315,7 +335,7 @@ class Container:
         system = await self._around.runtime.create(self.id, self.spec, self._chosen.of_run(self._generation))
         run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
         try:
-            async with self._clock.timeout(limits.START_S):
+            async with self._clock.timeout(limits.CHECKPOINT_S if self._chosen.checkpoint else limits.START_S):
                 await system.start()
                 run.init = await self._make_init(run)
                 if not self._chosen.is_servicing:
@@ -347,7 +367,7 @@ class Container:
             self._around.finish(run.init.close_unwanted_stdin(), f"close stdin of {self.id}")
 
     async def _make_init(self, run: Run) -> Process:
-        checkpoint = self._chosen.checkpoint if self._generation == 1 else None
+        checkpoint = self._chosen.checkpoint
         if checkpoint is not None:
             port = await run.system.restore(checkpoint.name, checkpoint.directory)
         else:

@@ -25,7 +25,7 @@ def test_statistics_are_read_from_the_documented_files(tmp_path: Path) -> None:
         pids__max="64\n",
         io__stat="8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=5 wbytes=6 rios=3 wios=4\n7:0 \n",
         cpu__pressure="some avg10=1.50 avg60=0.25 avg300=0.00 total=12\n",
-        memory__pressure="some avg10=0.00 avg60=0.00 avg300=0.01 total=7\nfull avg10=0.00 avg60=2.00 avg300=0.00 total=3\n",
+        memory__pressure="some avg10=0 avg60=0.00 avg300=0.01 total=7\nfull avg10=0 avg60=2.00 avg300=0.00 total=3\n",
         io__pressure="nothing that is known\n",
     )
     read = Cgroup("/lighterman/c1", host).statistics()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import msgspec
 
+from lighterman.errors import LimitExceeded
 from lighterman.runtimes.options import OutputSegments
 
-__all__ = ["JobMeta", "RuntimeCall", "decode_meta"]
+__all__ = ["JobMeta", "RuntimeCall", "decode_meta", "in_memory"]
 
 
 class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
     """What a later engine needs to take a process over; kept by the keeper with the job. `name` is the process's.
 
-    Attributes: cgroup: the name of its own one, below the container's.
+    Attributes:
+        cgroup: the name of its own one, below the container's.
+        upper: the root's writable layer, where it has one of its own.
     """
 
     kind: Literal["init", "exec"]
@@ -26,6 +30,7 @@ class JobMeta(msgspec.Struct, frozen=True, kw_only=True):
     segments: OutputSegments | None = None
     lease: str | None = None
     cgroup: str | None = None
+    upper: str | None = None
 
     @property
     def generation(self) -> int:
@@ -52,3 +57,17 @@ def decode_meta(encoded: bytes) -> JobMeta | None:
         return msgspec.json.decode(encoded, type=JobMeta)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
+
+
+def in_memory(content: bytes) -> int:
+    """A descriptor to read `content` from: an exec's `process` object lies on no disk. Raises: LimitExceeded."""
+    try:
+        memfd = os.memfd_create("process", os.MFD_CLOEXEC)
+    except OSError as failed:
+        raise LimitExceeded(
+            f"no descriptor for an exec: {failed.strerror}: raise `ulimit -n`", limit="ulimit -n"
+        ) from failed
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(memfd, rest) :]
+    return memfd

@@ -14,10 +14,10 @@ from lighterman.roots import StateRoot
 from lighterman.runtimes.base import RuntimeVersion
 from lighterman.runtimes.oci.binary import sealed_copy
 from lighterman.runtimes.oci.calls import RuntimeCall
-from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
+from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host, group_of
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
-from lighterman.runtimes.oci.runtime import CGROUP_PARENT, OciRuntime
+from lighterman.runtimes.oci.runtime import OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.threads import in_thread, let_go
 
@@ -88,7 +88,7 @@ async def _left(place: StateRoot, keeper: KeeperClient, runtime: OciRuntime) -> 
     await runtime.close()
     if place.private:
         for id in await runtime.list():
-            cgroup = Cgroup(f"{CGROUP_PARENT}/{id}", cgroup_host())
+            cgroup = Cgroup(group_of(place.run, id), cgroup_host())
             await in_thread(cgroup.kill)
             await in_thread(cgroup.remove)
 

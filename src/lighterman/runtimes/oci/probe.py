@@ -13,6 +13,7 @@ import msgspec
 from lighterman.errors import NotSupported, RuntimeUnavailable
 from lighterman.runtimes.oci.bundle import read_last_words
 from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
+from lighterman.runtimes.oci.checkpointing import find_criu, why_no_checkpoints
 
 __all__ = ["KNOWN", "Probed", "Verdicts", "pick", "probe_all"]
 
@@ -22,12 +23,18 @@ _BOUND = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/nix"
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
-    """What one runtime said. `refusal` is None when it ran a container here, else its last words."""
+    """What one runtime said.
+
+    Attributes:
+        refusal: None when it ran a container here, else its last words.
+        no_checkpoints: why its containers can't be checkpointed here; None where they can.
+    """
 
     name: str
     path: str
     version: str
     refusal: str | None = None
+    no_checkpoints: str | None = None
 
 
 class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +91,7 @@ def _probe(name: str, path: str) -> Probed:
         refusal = _try_container(path)
     except (OSError, subprocess.TimeoutExpired) as failed:
         return Probed(name=name, path=path, version="unknown", refusal=str(failed))
-    return Probed(name=name, path=path, version=version, refusal=refusal)
+    return Probed(name=name, path=path, version=version, refusal=refusal, no_checkpoints=why_no_checkpoints(name))
 
 
 def _try_container(path: str) -> str | None:
@@ -143,7 +150,8 @@ def _document(program: str, id: str) -> dict[str, object]:
 def _key(found: Sequence[tuple[str, str]]) -> str:
     """Everything that a verdict depends on."""
     parts = []
-    for name, path in found:
+    criu = find_criu()
+    for name, path in [*found, *([("criu", criu)] if criu else [])]:
         status = os.stat(path)
         parts.append(f"{name} {path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/mountinfo"):

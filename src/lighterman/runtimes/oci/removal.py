@@ -15,7 +15,7 @@ from lighterman.runtimes.oci.cgroups import Cgroup
 __all__ = ["remove_natively"]
 
 # What crun 1.8 and runc 1.1 keep of a container: found by looking, asserted by a test.
-_STATE_FILES = frozenset({"config.json", "status", "seccomp.bpf", "exec.fifo", "state.json"})
+_STATE_FILES = frozenset({"config.json", "status", "seccomp.bpf", "exec.fifo", "state.json", "checkpoint"})
 
 
 def remove_natively(runtime_state: str, cgroup: Cgroup, bundle: Bundle) -> list[str]:

@@ -25,7 +25,8 @@ from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
 from lighterman.runtimes.oci.adoption import adopt, find_evidence
 from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.calls import RuntimeCall, decode_meta
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars, group_of, group_parent
+from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.failures import check_behind_init
 from lighterman.runtimes.oci.mounts import detached_overlay
@@ -38,15 +39,14 @@ from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem
 from lighterman.runtimes.oci.tree import Members
 from lighterman.runtimes.oci.upper import make_upper
-from lighterman.runtimes.options import OutputSegments, WithLease
+from lighterman.runtimes.options import OutputSegments, WithCheckpoint, WithLease
 from lighterman.spec import Overlay, PlainRoot, ProcessConfig, Spec
 from lighterman.threads import in_thread
 
-__all__ = ["CGROUP_PARENT", "OciRuntime"]
+__all__ = ["OciRuntime"]
 
 log = logging.getLogger(__name__)
 
-CGROUP_PARENT = "/lighterman"
 # Removals run behind the exits; who starts containers in a loop must not get ahead of them for ever.
 _REMOVALS_BEHIND = 64
 # A removal begins so long after the exit was seen: whoever waits for that exit would share the interpreter with it.
@@ -78,9 +78,9 @@ class _Document(msgspec.Struct, frozen=True):
     linux: _Linux = _Linux()
     hooks: dict[str, Any] = {}
 
-    @property
-    def own_pid_namespace(self) -> bool:
-        return any(one.type == "pid" and not one.path for one in self.linux.namespaces)
+    def own(self, kind: str) -> bool:
+        """Whether it gets a new namespace of that kind."""
+        return any(one.type == kind and not one.path for one in self.linux.namespaces)
 
     @property
     def memory_limited(self) -> bool:
@@ -94,6 +94,7 @@ class OciRuntime:
     Args:
         call: how to call it. exits_dir: where keepers write down exits.
         filters: compiled seccomp filters, where the runtime takes them.
+        no_checkpoints: why it can make none here; None where it can.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class OciRuntime:
         exits_dir: str,
         cgroups: CgroupHost,
         filters: FilterCache | None = None,
+        no_checkpoints: str | None = "they were not asked for",
         slots: StartSlots | None = None,
         oom_ears: OomEars | None = None,
     ) -> None:
@@ -116,9 +118,11 @@ class OciRuntime:
         self._exits_dir = exits_dir
         self._cgroups = cgroups
         self._filters = filters
+        self._no_checkpoints = no_checkpoints
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
         self._systems: dict[str, OciSystem] = {}
+        self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._removals: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -129,7 +133,9 @@ class OciRuntime:
         return self._version
 
     def features(self) -> Features:
-        return Features(create_options=frozenset({"OutputSegments", "WithLease"}))
+        can = self._no_checkpoints is None
+        options = {"OutputSegments", "WithLease"} | ({"WithCheckpoint"} if can else set())
+        return Features(checkpoint=can, create_options=frozenset(options))
 
     async def list(self) -> Sequence[str]:
         metas = [decode_meta(job.meta) for job in await self.keeper.list_jobs()]
@@ -137,7 +143,7 @@ class OciRuntime:
 
     async def create(self, id: str, spec: Spec, options: Sequence[CreateOption] = ()) -> OciSystem:
         check_id(id)
-        segments, lease = self._check_options(options)
+        segments, lease, checkpoint = self._check_options(options)
         if spec.rootfs is None:
             raise InvalidSpec(f"container {id}: its spec names no root file system", container=id)
         # What an ended run has left goes first: until then the id is not free.
@@ -148,9 +154,12 @@ class OciRuntime:
         while len(self._removals) > _REMOVALS_BEHIND:
             await asyncio.wait(tuple(self._removals.values()), return_when=asyncio.FIRST_COMPLETED)
         document = _read_document(spec.document)
-        cgroup_path = f"{CGROUP_PARENT}/{id}"
+        cgroup_path = f"{self._group_parent()}/{id}"
         if document.linux.cgroups_path != cgroup_path:
             spec = _with_cgroup_path(spec, cgroup_path)
+        upper = spec.rootfs.upper if isinstance(spec.rootfs, Overlay) else None
+        if checkpoint is not None:
+            await self._put_files_back(id, checkpoint, upper)
         bundle = Bundle(f"{self._run_dir}/bundles/{id}")
         # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
         preparing = asyncio.ensure_future(in_thread(self._prepare, bundle, spec))
@@ -171,15 +180,31 @@ class OciRuntime:
             process=spec.process,
             mount=mount,
             plain_root=spec.rootfs.path if isinstance(spec.rootfs, PlainRoot) else None,
-            own_pid_namespace=document.own_pid_namespace,
+            own_pid_namespace=document.own("pid"),
             oom=OomWatch(cgroup, self._oom_ears, limited=document.memory_limited),
             segments=segments,
             lease=lease,
+            upper=upper,
+            own_network=document.own("network"),
+            no_checkpoints=self._no_checkpoints,
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
         )
         self._systems[id] = system
         return system
+
+    async def _put_files_back(self, id: str, checkpoint: WithCheckpoint, upper: str | None) -> None:
+        saved = SavedState.at(checkpoint.directory, checkpoint.name)
+        await in_thread(saved.require_whole, id)
+        if upper is not None and await in_thread(os.path.isdir, saved.upper):
+            await saved.put_files_back(self.keeper, upper, id)
+
+    def _group_parent(self) -> str:
+        """Asked for once for each keeper."""
+        keeper = self.keeper.pid
+        if self._parent is None or self._parent[0] != keeper:
+            self._parent = keeper, group_parent(self._run_dir, keeper)
+        return self._parent[1]
 
     def start_times(self, id: str) -> tuple[float, float] | None:
         """When the runtime was called for the init process, and when it had returned; CLOCK_MONOTONIC, seconds."""
@@ -201,16 +226,21 @@ class OciRuntime:
         system = self._systems.get(id)
         return system.mount if system else None
 
-    def _check_options(self, options: Sequence[CreateOption]) -> tuple[OutputSegments | None, str | None]:
-        segments = lease = None
+    def _check_options(
+        self, options: Sequence[CreateOption]
+    ) -> tuple[OutputSegments | None, str | None, WithCheckpoint | None]:
+        segments = lease = checkpoint = None
         for option in options:
             if isinstance(option, OutputSegments):
                 segments = option
             elif isinstance(option, WithLease):
                 lease = option.name
+            elif isinstance(option, WithCheckpoint) and self._no_checkpoints is None:
+                checkpoint = option
             else:
-                raise NotSupported(f"{self.name}: option {type(option).__name__} is not possible here")
-        return segments, lease
+                why = f": {self._no_checkpoints}" if isinstance(option, WithCheckpoint) else ""
+                raise NotSupported(f"{self.name}: option {type(option).__name__} is not possible here{why}")
+        return segments, lease, checkpoint
 
     def _prepare(self, bundle: Bundle, spec: Spec) -> int | None:
         try:
@@ -279,7 +309,7 @@ class OciRuntime:
             mount = held.pop("rootfs", None)
             for fd in held.values():
                 os.close(fd)
-            system = self._opened(id, mount, meta.segments, meta.lease)
+            system = self._opened(id, mount, meta.segments, meta.lease, meta.upper)
             system.adopt = lambda: self._adopt(id)
             return system
         return None
@@ -291,21 +321,26 @@ class OciRuntime:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
         return adopt(evidence)
 
-    def _opened(self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None) -> OciSystem:
-        cgroup = Cgroup(f"{CGROUP_PARENT}/{id}", self._cgroups)
+    def _opened(
+        self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None, upper: str | None = None
+    ) -> OciSystem:
+        cgroup_path = group_of(self._run_dir, id)
+        cgroup = Cgroup(cgroup_path, self._cgroups)
         system = OciSystem(
             id,
             call=self._call,
             keeper=lambda: self.keeper,
             bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
             cgroup=cgroup,
-            cgroup_path=f"{CGROUP_PARENT}/{id}",
+            cgroup_path=cgroup_path,
             process=ProcessConfig(),
             mount=mount,
             own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
             oom=OomWatch(cgroup, self._oom_ears, limited=True),  # likewise not known
             segments=segments,
             lease=lease,
+            upper=upper,
+            no_checkpoints=self._no_checkpoints,
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
         )
@@ -330,6 +365,7 @@ class OciRuntime:
         await self._remove(system)
 
     async def _remove(self, system: OciSystem) -> None:
+        await system.saving.idle.wait()
         try:
             if system.mount is not None and system.init_job is not None:
                 # Not found: it was acknowledged, and nobody else holds the mount any more.

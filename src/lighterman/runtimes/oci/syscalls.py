@@ -20,6 +20,7 @@ FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 CLONE_FS = 0x200
 CLONE_NEWNET = 0x40000000
+MS_REMOUNT = 32  # sys/mount.h
 
 
 @cache
@@ -44,6 +45,12 @@ def syscall(number: int, *arguments: int | bytes | None) -> int:
 def unshare_fs() -> None:
     """Give the calling thread a working directory of its own. Raises: OSError."""
     if libc().unshare(CLONE_FS) == -1:
+        _raise()
+
+
+def remount(path: str, flags: int, options: str) -> None:
+    """mount(2) of what is mounted at `path` with other options. Raises: OSError."""
+    if libc().mount(b"none", os.fsencode(path), None, MS_REMOUNT | flags, options.encode()) == -1:
         _raise()
 
 

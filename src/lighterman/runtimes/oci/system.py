@@ -20,17 +20,16 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     KeeperLost,
-    LimitExceeded,
     NotFound,
-    NotSupported,
     OperationPending,
     RuntimeFailed,
 )
 from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
-from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
+from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, in_memory
 from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
+from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
 from lighterman.runtimes.oci.failures import runtime_failed
@@ -38,6 +37,7 @@ from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
+from lighterman.runtimes.oci.saving import Saving, restoring
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
 from lighterman.runtimes.oci.tree import Members, Tree
@@ -46,7 +46,6 @@ from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OciSystem"]
-
 
 _EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
 
@@ -70,6 +69,9 @@ class OciSystem:
         oom: OomWatch,
         segments: OutputSegments | None,
         lease: str | None,
+        upper: str | None = None,
+        own_network: bool = False,
+        no_checkpoints: str | None = None,
         start_slot: Callable[[], AbstractAsyncContextManager[None]],
         queue_removal: Callable[[OciSystem], None],
     ) -> None:
@@ -86,6 +88,9 @@ class OciSystem:
         self._oom = oom
         self._segments = segments
         self._lease = lease
+        self._upper = upper
+        self._own_network = own_network
+        self.saving = Saving(id, call.name, cgroup, keeper, self.command, no_checkpoints)
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self._undoing: set[asyncio.Future[None]] = set()
@@ -131,11 +136,15 @@ class OciSystem:
             raise AlreadyStopped(f"container {self._id} was terminated", container=self._id)
         if process != self._process:
             raise InvalidState(f"container {self._id}: its init process is the one of its spec", container=self._id)
-        command = ["run", "--detach", "--bundle", self.bundle.path, "--pid-file", self.bundle.pid_file]
+        self._init = await self._spawn_init("run", (), process)
+        return self._init
+
+    async def _spawn_init(self, operation: str, words: Sequence[str], process: ProcessConfig) -> OciProcess:
+        command = [operation, *words, "--detach", "--bundle", self.bundle.path, "--pid-file", self.bundle.pid_file]
         if process.terminal:
             command += ["--console-socket", self.bundle.console]
-        self._init = await self._spawn(
-            "run",
+        return await self._spawn(
+            operation,
             "init",
             process,
             self.call.argv(self.bundle.log, *command, self._id),
@@ -143,7 +152,6 @@ class OciSystem:
             console=self.bundle.console if process.terminal else None,
             log=self.bundle.log,
         )
-        return self._init
 
     async def _create_exec(self, process: ProcessConfig, exec_id: str) -> OciProcess:
         check_id(exec_id)
@@ -168,7 +176,7 @@ class OciSystem:
 
         spec = -1
         try:
-            spec = _in_memory(encode_process(process))
+            spec = in_memory(encode_process(process))
             async with self._starting_exec(own):
                 made = self._execs[exec_id] = await self._spawn(
                     "exec",
@@ -223,6 +231,8 @@ class OciSystem:
         ends = make_ends(terminal=process.terminal, stdin=process.stdin)
         try:
             job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console, own=own)
+            if operation == "restore":
+                job = restoring(job)
             async with self._start_slot():
                 spawned = await self._spawn_or_undo(job, operation)
             if spawned.status != 0 or spawned.pid is None:
@@ -287,6 +297,7 @@ class OciSystem:
             segments=self._segments,
             lease=self._lease,
             cgroup=own.name if own is not None else None,
+            upper=self._upper if name == "init" else None,
         )
         return Job(
             job=f"{self._id}:{uuid.uuid4().hex[:12]}",
@@ -523,14 +534,27 @@ class OciSystem:
         if resources.memory_bytes is not None:
             self._oom.has_a_limit()
 
+    # ---- checkpoints ----
+
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
-        raise NotSupported(f"{self.call.name}: checkpoint is not supported here", container=self._id)
+        self.saving.must_be_possible("checkpoint")
+        self._must_run()
+        assert self._init is not None
+        beside = [process for process in self._execs.values() if not process.has_exited]
+        await self.saving.save(SavedState.at(directory, name), self._init, beside, self._upper, leave_running)
 
     async def restore(self, name: str, directory: str) -> OciProcess:
-        raise NotSupported(f"{self.call.name}: starting from a checkpoint is not supported here", container=self._id)
+        self.saving.must_be_possible("restore")
+        saved = SavedState.at(directory, name)
+        self._init = await self.saving.restore(saved, lambda words: self._spawn_init("restore", words, self._process))
+        if self._own_network:
+            await self.saving.raise_loopback(self._init)
+        return self._init
 
-    async def command(self, operation: str, *words: str) -> None:
-        """Call the runtime for a short command and raise its failure."""
+    async def command(
+        self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float = limits.RUNTIME_CALL_S
+    ) -> None:
+        """Call the runtime for a command and raise its failure."""
         log = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.log"
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -539,9 +563,9 @@ class OciSystem:
                     job=f"{self._id}:{uuid.uuid4().hex[:12]}",
                     argv=self.call.argv(log, operation, *words),
                     executable=self.call.executable,
-                    env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path},
+                    env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path, **(env or {})},
                     stdio=(null, null, null),
-                    timeout_s=limits.RUNTIME_CALL_S,
+                    timeout_s=timeout_s,
                 )
             )
             if spawned.status != 0:
@@ -575,17 +599,3 @@ class OciSystem:
         if self.mount is not None:
             mount, self.mount = self.mount, None
             await in_thread(os.close, mount)
-
-
-def _in_memory(content: bytes) -> int:
-    """A descriptor to read `content` from: an exec's `process` object lies on no disk. Raises: LimitExceeded."""
-    try:
-        memfd = os.memfd_create("process", os.MFD_CLOEXEC)
-    except OSError as failed:
-        raise LimitExceeded(
-            f"no descriptor for an exec: {failed.strerror}: raise `ulimit -n`", limit="ulimit -n"
-        ) from failed
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(memfd, rest) :]
-    return memfd

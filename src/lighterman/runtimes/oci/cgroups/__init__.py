@@ -1,8 +1,9 @@
 """Cgroups of both versions behind one face: nobody outside this package asks which version a host has."""
 
 from lighterman.runtimes.oci.cgroups.cgroup import Cgroup
-from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy, cgroup_host
+from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy, cgroup_host, group_of, group_parent
 from lighterman.runtimes.oci.cgroups.oom import OomEar, OomEars
+from lighterman.runtimes.oci.cgroups.options import MountOptions
 from lighterman.runtimes.oci.cgroups.poke import Poke
 from lighterman.runtimes.oci.cgroups.resources import check_resources, resources_to_oci
 
@@ -10,10 +11,13 @@ __all__ = [
     "Cgroup",
     "CgroupHost",
     "Hierarchy",
+    "MountOptions",
     "OomEar",
     "OomEars",
     "Poke",
     "cgroup_host",
     "check_resources",
+    "group_of",
+    "group_parent",
     "resources_to_oci",
 ]

@@ -9,11 +9,13 @@ from typing import Literal
 import msgspec
 
 from lighterman.errors import NotSupported
+from lighterman.keeper import scope
 from lighterman.runtimes.oci.cgroups import files
 
-__all__ = ["MOUNT_ROOT", "CgroupHost", "Hierarchy", "cgroup_host", "read_host"]
+__all__ = ["MOUNT_ROOT", "PARENT", "CgroupHost", "Hierarchy", "cgroup_host", "group_of", "group_parent", "read_host"]
 
 MOUNT_ROOT = "/sys/fs/cgroup"
+PARENT = "/lighterman"
 
 
 class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,26 @@ class CgroupHost(msgspec.Struct, frozen=True, kw_only=True):
     def freezer(self) -> Hierarchy | None:
         """Where cgroups are frozen: v1's controller, else v2's tree, which needs none."""
         return self.hierarchy_of("freezer") or self.unified
+
+
+def group_parent(run_dir: str, keeper_pid: int) -> str:
+    """Below which path a root's new containers are made: beside their keeper, in its scope where it has one. Blocking.
+
+    Args: run_dir: the root's, as its keeper was given it.
+    """
+    path = scope.path_of(run_dir)
+    try:
+        with open(f"/proc/{keeper_pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            groups = file.read().splitlines()
+    except OSError:
+        groups = []  # it has ended
+    return f"{path}{PARENT}" if any(line.startswith(f"0::{path}/") for line in groups) else PARENT
+
+
+def group_of(run_dir: str, id: str) -> str:
+    """The path of a container's cgroup, wherever an earlier keeper of the root had it made. Blocking."""
+    in_scope = f"{scope.path_of(run_dir)}{PARENT}/{id}"
+    return in_scope if os.path.isdir(f"{MOUNT_ROOT}{in_scope}") else f"{PARENT}/{id}"
 
 
 def cgroup_host() -> CgroupHost:

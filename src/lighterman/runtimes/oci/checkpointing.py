@@ -1,0 +1,218 @@
+"""Checkpoints by CRIU, through runc: why there may be none here, where their parts lie, making them, using them.
+
+A checkpoint is a directory of its own:
+
+    images/   what CRIU wrote of the processes, their memory among it
+    upper/    a copy of the root's writable layer at that moment; none where the root is a plain directory
+    work/     CRIU's logs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import uuid
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import NotFound, RuntimeFailed, StoreError
+from lighterman.keeper.client import Job, KeeperClient
+from lighterman.runtimes.oci.bundle import check_id
+from lighterman.runtimes.oci.syscalls import set_network_namespace
+from lighterman.threads import in_thread
+from lighterman.trees import remove_tree
+
+__all__ = ["SavedState", "criu_environment", "find_criu", "raise_loopback", "why_no_checkpoints"]
+
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # where criu and what it calls are, and a user's PATH may not have
+_CHECK_S = 30
+_SAID_CHARS = 400
+_LOG_BYTES = 65536  # of CRIU's log, its end
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
+
+
+# ---- whether it is possible here -------------------------------------------------------------------------------------
+
+
+def find_criu() -> str | None:
+    """The path of the program."""
+    return shutil.which("criu", path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+
+
+def criu_environment() -> dict[str, str]:
+    """With which runc finds the criu that was checked."""
+    return {"PATH": f"{os.path.dirname(find_criu() or '/')}:{os.defpath}:{_SBIN}"}
+
+
+def why_no_checkpoints(runtime: str) -> str | None:
+    """Why containers of this runtime can't be checkpointed on this host, for people; None where they can. Blocking."""
+    if runtime != "runc":
+        # Debian's crun is built without CRIU; one that is built with it was never tried here.
+        return "only containers of runc can be checkpointed: make it with runtime='runc'"
+    criu = find_criu()
+    if criu is None:
+        return "criu is not installed (apt-get install criu)"
+    if shutil.which("iptables-restore", path=criu_environment()["PATH"]) is None:
+        return "criu calls iptables-restore, which is not installed (apt-get install iptables)"
+    try:
+        done = subprocess.run(
+            [criu, "check"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as failed:
+        return f"`criu check` failed: {failed}"
+    if done.returncode == 0:
+        return None
+    lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
+    said = _one_line([line for line in lines if "Error" in line] or lines) or f"exit status {done.returncode}"
+    return f"`criu check` says that this host can't: {said}"
+
+
+# ---- one checkpoint --------------------------------------------------------------------------------------------------
+
+
+class SavedState(msgspec.Struct, frozen=True):
+    """The parts of one checkpoint. The directory itself is made and removed by whoever names it."""
+
+    path: str
+
+    @classmethod
+    def at(cls, directory: str, name: str) -> SavedState:
+        """Raises: InvalidSpec for what can't be a name."""
+        check_id(name)
+        return cls(os.path.join(directory, name))
+
+    @property
+    def images(self) -> str:
+        return f"{self.path}/images"
+
+    @property
+    def work(self) -> str:
+        return f"{self.path}/work"
+
+    @property
+    def upper(self) -> str:
+        return f"{self.path}/upper"
+
+    def words(self, *more: str) -> tuple[str, ...]:
+        """Of runc's command line."""
+        return ("--image-path", self.images, "--work-path", self.work, "--file-locks", *more)
+
+    def make(self) -> None:
+        """Make room for CRIU. Blocking. Raises: StoreError."""
+        try:
+            for directory in (self.images, self.work):
+                os.mkdir(directory, 0o700)
+        except OSError as failed:
+            raise StoreError(f"checkpoint {self.path} can't be written: {failed.strerror}") from failed
+
+    def require_whole(self, container: str) -> None:
+        """Blocking. Raises: NotFound if there is none, or a part of one whose making was cut short."""
+        # CRIU writes it last.
+        if not os.path.isfile(f"{self.images}/inventory.img"):
+            raise NotFound(f"there is no whole checkpoint at {self.path}", operation="restore", container=container)
+
+    def blame(self, failed: RuntimeFailed, log: str) -> RuntimeFailed:
+        """The same error with CRIU's own words, from its log `dump.log` or `restore.log`. Blocking."""
+        said = _criu_words(f"{self.work}/{log}")
+        return RuntimeFailed(
+            f"{failed}; criu: {said or 'it said nothing'}",
+            runtime=failed.runtime,
+            operation=failed.operation or log,
+            container=failed.container,
+            exit_status=failed.exit_status,
+            last_words=said or failed.last_words,
+        )
+
+    async def save_files(self, keeper: KeeperClient, upper: str, container: str) -> None:
+        """Copy a writable layer into it; nobody may write there meanwhile. Raises: StoreError."""
+        await _copy_tree(keeper, upper, self.upper, container)
+
+    async def put_files_back(self, keeper: KeeperClient, upper: str, container: str) -> None:
+        """Make a writable layer what it was when the checkpoint was made. Raises: StoreError."""
+        fresh = f"{upper}.new"
+        await in_thread(_remove, fresh)
+        await _copy_tree(keeper, self.upper, fresh, container)
+        await in_thread(_replace, fresh, upper)
+
+
+def _criu_words(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LOG_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return _one_line([line for line in lines if "Error (" in line][:3])
+
+
+def _one_line(lines: list[str]) -> str:
+    return "; ".join(" ".join(line.split()) for line in lines)[:_SAID_CHARS]
+
+
+# ---- its files -------------------------------------------------------------------------------------------------------
+
+
+async def _copy_tree(keeper: KeeperClient, source: str, target: str, container: str) -> None:
+    """With everything that is a part of an overlay's layer: owners, times, links, devices, extended attributes."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        copied = await keeper.spawn(
+            Job(
+                job=f"{container}:{uuid.uuid4().hex[:12]}",
+                argv=("cp", "--archive", "--reflink=auto", "--no-target-directory", "--", source, target),
+                executable=shutil.which("cp", path=os.defpath) or "/bin/cp",
+                env={"PATH": os.defpath},
+                stdio=(null, null, null),
+                timeout_s=limits.CHECKPOINT_S,
+            )
+        )
+    except RuntimeFailed as failed:
+        raise StoreError(f"{source} can't be copied: {failed}") from failed
+    finally:
+        os.close(null)
+    if copied.status != 0:
+        await in_thread(_remove, target)
+        raise StoreError(f"{source} can't be copied to {target}: is the disk full?")
+
+
+def _remove(path: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(path)
+    except OSError as failed:
+        raise StoreError(f"{path} can't be removed: {failed.strerror}") from failed
+
+
+def _replace(fresh: str, old: str) -> None:
+    _remove(old)
+    try:
+        os.rename(fresh, old)
+    except OSError as failed:
+        raise StoreError(f"{fresh} can't be moved to {old}: {failed.strerror}") from failed
+
+
+# ---- its network -----------------------------------------------------------------------------------------------------
+
+
+def raise_loopback(pid: int) -> None:
+    """Set the loopback interface of a process's network namespace up: runc restores an empty one.
+
+    Leaves its thread in that namespace: call it in one of its own. Raises: OSError.
+    """
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        set_network_namespace(namespace)
+    finally:
+        os.close(namespace)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        # struct ifreq of linux/if.h: a name of 16 bytes, then here a short.
+        answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sh22x", b"lo", 0))
+        flags = struct.unpack_from("16sh", answer)[1]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))

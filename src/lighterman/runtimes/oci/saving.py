@@ -1,0 +1,147 @@
+"""Making a checkpoint of what runs, and going on from one: one container's calls of CRIU, through its runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal as signals
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from lighterman import limits
+from lighterman.errors import AlreadyStopped, InvalidState, NotFound, NotSupported, RuntimeFailed
+from lighterman.keeper.client import Job, KeeperClient
+from lighterman.runtimes.oci.cgroups import Cgroup, MountOptions
+from lighterman.runtimes.oci.checkpointing import SavedState, criu_environment, raise_loopback
+from lighterman.runtimes.oci.process import OciProcess
+from lighterman.threads import in_own_thread, in_thread
+
+__all__ = ["Saving", "restoring"]
+
+log = logging.getLogger(__name__)
+
+
+class _Command(Protocol):
+    """See `OciSystem.command`."""
+
+    async def __call__(self, operation: str, *words: str, env: dict[str, str], timeout_s: float) -> None: ...
+
+
+def restoring(job: Job) -> Job:
+    """The same call, with what it takes when it goes on from a checkpoint."""
+    return msgspec.structs.replace(job, env={**job.env, **criu_environment()}, timeout_s=limits.CHECKPOINT_S)
+
+
+class Saving:
+    """Of one container.
+
+    Args: command: calls its runtime. why_not: why there are no checkpoints here; None where there are.
+    Attributes: idle: no call is under way that the container's removal would disturb.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        runtime: str,
+        cgroup: Cgroup,
+        keeper: Callable[[], KeeperClient],
+        command: _Command,
+        why_not: str | None,
+    ) -> None:
+        self._id = id
+        self._runtime = runtime
+        self._cgroup = cgroup
+        self._keeper = keeper
+        self._command = command
+        self._why_not = why_not
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def must_be_possible(self, operation: str) -> None:
+        """Raises: NotSupported."""
+        if self._why_not is not None:
+            raise NotSupported(
+                f"{self._runtime}: {operation} is not possible here: {self._why_not}",
+                operation=operation,
+                container=self._id,
+            )
+
+    async def save(
+        self,
+        saved: SavedState,
+        init: OciProcess,
+        beside: Sequence[OciProcess],
+        upper: str | None,
+        leave_running: bool,
+    ) -> None:
+        """Frozen all the while: between what is saved and its end, or its going on, it does nothing.
+
+        Args: beside: exec processes that run. upper: the root's writable layer.
+        Raises: InvalidState, RuntimeFailed, StoreError; then it goes on.
+        """
+        if beside:
+            raise InvalidState(
+                f"container {self._id} runs exec processes, which can't be a part of a checkpoint: end them first",
+                operation="checkpoint",
+                container=self._id,
+            )
+        self.idle.clear()
+        try:
+            await self._save(saved, init, upper, leave_running=leave_running)
+        finally:
+            self.idle.set()
+
+    async def _save(self, saved: SavedState, init: OciProcess, upper: str | None, *, leave_running: bool) -> None:
+        await in_thread(saved.make)
+        was_paused = await in_thread(self._cgroup.is_frozen)
+        if not was_paused:
+            await in_thread(self._cgroup.freeze)
+        go_on = True
+        try:
+            await self._dump(saved)
+            if upper is not None:
+                await saved.save_files(self._keeper(), upper, self._id)
+            go_on = leave_running
+        finally:
+            if go_on and not was_paused:
+                with contextlib.suppress(NotFound):  # it was killed meanwhile
+                    await in_thread(self._cgroup.thaw)
+        if not leave_running:
+            with contextlib.suppress(AlreadyStopped):
+                await init.kill(signals.SIGKILL)
+            await in_thread(self._cgroup.kill)
+
+    async def _dump(self, saved: SavedState) -> None:
+        words = saved.words("--leave-running", self._id)
+        options = await in_thread(MountOptions, self._cgroup.host)
+        try:
+            await self._command("checkpoint", *words, env=criu_environment(), timeout_s=limits.CHECKPOINT_S)
+        except RuntimeFailed as failed:
+            raise await in_thread(saved.blame, failed, "dump.log") from failed
+        finally:
+            await in_thread(options.set_back)
+
+    async def restore(self, saved: SavedState, call: Callable[[Sequence[str]], Awaitable[OciProcess]]) -> OciProcess:
+        """Go on from it. `call` is given words of the runtime's command line.
+
+        Raises: NotFound if it is no whole checkpoint, RuntimeFailed.
+        """
+        await in_thread(saved.require_whole, self._id)
+        options = await in_thread(MountOptions, self._cgroup.host)
+        try:
+            return await call(saved.words())
+        except RuntimeFailed as failed:
+            raise await in_thread(saved.blame, failed, "restore.log") from failed
+        finally:
+            await in_thread(options.set_back)
+
+    async def raise_loopback(self, init: OciProcess) -> None:
+        """See `checkpointing.raise_loopback`."""
+        try:
+            await in_own_thread(lambda: raise_loopback(init.pid))
+        except OSError as failed:
+            if not init.has_exited:
+                log.warning("container %s: its loopback interface stays down: %s", self._id, failed)
