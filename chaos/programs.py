@@ -27,7 +27,8 @@ _KINDS = {
     # Writes now and then, and ends.
     "slow": "while [ $o -lt SHORT ]; do say; err; usleep 40000; done; leave CODE",
     # Ends when it is asked to, with its own code.
-    "server": "trap 'say; leave CODE' TERM; while :; do say; err; usleep 100000; done",
+    # The trap itself says nothing: it may come between a line and its count.
+    "server": "t=; trap 't=1' TERM; while [ -z \"$t\" ]; do say; err; usleep 100000; done; say; leave CODE",
     # Is deaf to the stop signal.
     "deaf": "trap '' TERM; while :; do say; usleep 150000; done",
     # Ends while a grandchild still holds its output.

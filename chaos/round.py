@@ -701,6 +701,9 @@ class Round:
                 with suppress(OSError):
                     os.rmdir(path)
         if self._keep and self.ledger.problems:
+            if self.plan.small_disk:
+                # Its mount goes with this program.
+                shutil.copytree(self.root, self.work / "small-disk", symlinks=True, dirs_exist_ok=True)
             print(f"kept: {self.work} and {self.host.run}", file=sys.stderr, flush=True)
             return
         if self.plan.small_disk:
