@@ -1,7 +1,7 @@
 """OOM kills of one container, told while it runs.
 
-It begins once the start is told. With version 2 every container is heard, since that costs 2 us at its start (Linux 6.18);
-with version 1, 14 us and a descriptor, only those with a limit: of others it has nothing to tell.
+It begins once the start is told. With version 2 every container is heard, since that costs 2 us at its start (Linux
+6.18); with version 1, 14 us and a descriptor, only those with a limit: of others it has nothing to tell.
 """
 
 from __future__ import annotations
