@@ -172,13 +172,18 @@ class WindowsHost:
         except OSError:
             return ""
 
-    async def end_left(self, id: str) -> bool:
-        """End a compute system of an earlier engine; False if there is none."""
-        return await self._runtime.end_left(id)
+    async def end_left(self, id: str) -> None:
+        """End what there is of a container of an earlier engine: its compute system, the mount of its layer."""
+        await self._runtime.end_left(id)
+        await self._runtime.layers.unmount_left(os.path.join(_layers(self._root), id))
 
-    async def sweep(self) -> None:
-        """End what of ours nobody has taken up, and go on removing layers."""
+    async def sweep(self, *, known: set[str]) -> None:
+        """End what of ours nobody has taken up, and go on removing layers. Args: known: the containers in the books."""
         await self._runtime.sweep(_layers(self._root))
+        for name in await in_thread(_listed, _layers(self._root)) - known:
+            folder = os.path.join(_layers(self._root), name)
+            await self._runtime.layers.unmount_left(folder)
+            self._runtime.layers.remove(folder)
 
     def remove_directories(self, *, except_of: set[str]) -> None:
         """Take away what containers have written that are in no book. Blocking."""
@@ -202,8 +207,10 @@ class WindowsHost:
 
     async def _remove_layers(self, root: StateRoot, within_s: float) -> bool:
         """Whether all of them are gone."""
-        store = _layers(root)
-        removals = [self._runtime.layers.remove(os.path.join(store, name)) for name in await in_thread(_listed, store)]
+        folders = [os.path.join(_layers(root), name) for name in await in_thread(_listed, _layers(root))]
+        for folder in folders:
+            await self._runtime.layers.unmount_left(folder)
+        removals = [self._runtime.layers.remove(folder) for folder in folders]
         if removals:
             await asyncio.wait(removals, timeout=within_s)
         return all(removal.done() for removal in removals)

@@ -41,7 +41,7 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
         books.enter(entry)
         await _settle(engine, host, books, entry, due, why=HOST_RESTARTED if rebooted else ENGINE_LOST)
     known = {entry.record.id for entry in books}
-    await host.sweep()
+    await host.sweep(known=known)
     await in_thread(host.remove_directories, except_of=known)
     # Only now: what is being started would be taken for something left.
     for entry in due:
@@ -52,7 +52,8 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
 
 async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry, due: list[Entry], *, why: str) -> None:
     record = entry.record
-    await host.end_left(record.id)
+    if record.status is not Status.CREATED:
+        await host.end_left(record.id)
     if record.status is Status.REMOVING:
         books.strike(entry)
         engine.inside.tasks.finish(engine.removal.go_on(entry), f"remove {record.name}")

@@ -148,6 +148,17 @@ class LayerStore:
         await self._quietly("unprepare", lambda: self._functions.unprepare(folder))
         await self._quietly("deactivate", lambda: self._functions.deactivate(folder))
 
+    async def unmount_left(self, folder: str) -> None:
+        """Unmount what an earlier engine may have left mounted; that it was not is no error."""
+        async with self._locks[folder]:
+            if folder in self._mounted or not await self._threads.run(lambda: os.path.exists(folder)):
+                return
+            for what, call in (("unprepare", self._functions.unprepare), ("deactivate", self._functions.deactivate)):
+                try:
+                    await self._threads.run(lambda call=call: call(folder))  # type: ignore[misc]
+                except LightermanError as failed:
+                    log.debug("layer %s: %s: %s", folder, what, failed)
+
     # ---- away ----
 
     def remove(self, folder: str) -> asyncio.Task[None]:

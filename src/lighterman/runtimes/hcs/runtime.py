@@ -65,6 +65,7 @@ class HcsRuntime:
         self._hyper_v = hyper_v
         self._pending_updates = pending_updates
         self._threads = threads
+        self._systems: set[HcsSystem] = set()  # whose handles are open
         self._clock = clock or SystemClock()
 
     @property
@@ -152,7 +153,11 @@ class HcsRuntime:
                 mounted.release()
             raise
         isolation = Isolation(asked.hyper_v, asked.servicing, self._pending_updates)
-        return HcsSystem(handle, self._std, self._clock, isolation, ours=True, layer=mounted)
+        made = HcsSystem(
+            handle, self._std, self._clock, isolation, ours=True, layer=mounted, closed=self._systems.discard
+        )
+        self._systems.add(made)
+        return made
 
     async def _mounted(self, asked: Wanted) -> MountedLayer | None:
         """Mount the layers where the document names no volume, and nobody else (a utility VM) does it."""
@@ -214,7 +219,13 @@ class HcsRuntime:
         return True
 
     async def close(self) -> None:
-        """Finish what goes on in the background. Compute systems are left as they are."""
+        """Finish what goes on in the background. Compute systems are left as they are, without a handle of ours."""
+        for system in list(self._systems):
+            try:
+                async with self._clock.timeout(limits.RUNTIME_CALL_S):
+                    await system.let_go()
+            except (LightermanError, TimeoutError) as failed:
+                log.warning("container %s: closing its handles failed: %r", system.id, failed)
         await self._layers.close()
         self._threads.close()
 

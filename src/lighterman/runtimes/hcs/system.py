@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class HcsSystem:
         *,
         ours: bool,
         layer: MountedLayer | None = None,
+        closed: Callable[[HcsSystem], None] | None = None,
     ) -> None:
         self._handle = handle
         self._std = std
@@ -62,6 +64,7 @@ class HcsSystem:
         self._isolation = isolation
         self._ours = ours
         self._layer = layer
+        self._tell_closed = closed
         self._init: HcsProcess | None = None
         self._execs: dict[str, HcsProcess] = {}
         self._end_asked = False
@@ -233,7 +236,7 @@ class HcsSystem:
     async def close(self) -> None:
         if self._closed:
             raise AlreadyClosed(f"container {self.id} was closed already", operation="close", container=self.id)
-        self._closed = True
+        self._is_closed()
         if self._ours and not self._isolation.servicing and (self._end_asked or self._init is None):
             # Closing a handle ends nothing: what never ran anything would stay for ever. And the id is free only
             # when the service has told of the end.
@@ -243,6 +246,20 @@ class HcsSystem:
         finally:
             if self._layer is not None:
                 self._layer.release()
+
+    async def let_go(self) -> None:
+        """Close every handle and end nothing, for who stops watching what lives on; its layer stays mounted."""
+        self._is_closed()
+        for process in (self._init, *self._execs.values()):
+            if process is not None:
+                with contextlib.suppress(AlreadyClosed):
+                    await process.close()
+        await self._handle.close()
+
+    def _is_closed(self) -> None:
+        self._closed = True
+        if self._tell_closed is not None:
+            self._tell_closed(self)
 
     async def _end_quietly(self) -> None:
         try:
