@@ -34,6 +34,8 @@ COMPILED = f".{sys.implementation.cache_tag}"
 TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
 BOUND_S = 3 * 3600.0  # one host
 SMOKE_BOUND_S = 1200.0
+AROUND_S = 120.0  # of that for starting the machine, and for bringing back what was done when the rest is over
+CUT_SHORT = 124  # timeout(1)
 
 
 def main() -> int:
@@ -92,7 +94,7 @@ def shell(host: Host) -> int:
     made = image.ready(BUILD)
     given, returned = BUILD / "given.tar", BUILD / "results.tar"
     try:
-        _pack(given, [])
+        _pack(given, [], 0)
         machine.interact(made, host.kernel_arguments or "", given, returned)
     finally:
         given.unlink(missing_ok=True)
@@ -123,6 +125,9 @@ def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool
         except (machine.Failed, subprocess.TimeoutExpired, OSError, ValueError, tarfile.TarError) as error:
             return [f"{host.name}: {error}"]
         print(f"== {host.name}: {time.monotonic() - started:.0f} s", flush=True)
+        if code == CUT_SHORT:
+            part = (folder / "part").read_text()
+            (folder / "part").write_text(f"{part or 'all'}, as far as it came in {bound_s:.0f} s")
         return [f"{host.name}: pytest ended with {code}: see {folder}"] if code else []
 
     problems = [problem for host in hosts if host is HERE for problem in one(host)]
@@ -185,7 +190,8 @@ def _run_there(host: Host, made: image.Image, selection: list[str], folder: Path
     given, returned = BUILD / f"given-{host.name}.tar", BUILD / f"results-{host.name}.tar"
     try:
         ignored = [f"--ignore={path}" for path in NOT_THERE]
-        _pack(given, [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *ignored, *selection])
+        arguments = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider", *ignored, *selection]
+        _pack(given, arguments, max(1.0, bound_s - AROUND_S))
         machine.boot(made, host.kernel_arguments or "", given, returned, folder / "console", bound_s, label)
         with tarfile.open(returned) as archive:
             for member in archive:
@@ -198,13 +204,14 @@ def _run_there(host: Host, made: image.Image, selection: list[str], folder: Path
         returned.unlink(missing_ok=True)
 
 
-def _pack(given: Path, arguments: list[str]) -> None:
-    """What goes into the machine: `/checkout`, and pytest's arguments in `/arguments`, one a line."""
-    listed = "".join(f"{argument}\n" for argument in arguments).encode()
+def _pack(given: Path, arguments: list[str], bound_s: float) -> None:
+    """What goes into the machine: `/checkout`, pytest's arguments in `/arguments`, one a line, its bound in `/bound`."""
+    files = {"arguments": "".join(f"{argument}\n" for argument in arguments), "bound": f"{bound_s:.0f}"}
     with tarfile.open(given, "w") as archive:
-        member = tarfile.TarInfo("arguments")
-        member.size = len(listed)
-        archive.addfile(member, io.BytesIO(listed))
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content.encode())
+            archive.addfile(member, io.BytesIO(content.encode()))
         for path in _checkout(ROOT):
             archive.add(path, Path("checkout") / path.relative_to(ROOT), recursive=False)
 

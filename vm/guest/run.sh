@@ -16,7 +16,9 @@ while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
 # Through a pipe: on a terminal pytest draws over its lines.
 mkfifo /run/shown
 cat /run/shown &
-python -u -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
+# Interrupted, pytest still writes what it has done; 124 says so.
+timeout --foreground --signal=INT --kill-after=120 "$(cat /bound)" \
+    python -u -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
 echo $? >/results/exit
 wait
 dmesg >/results/dmesg
