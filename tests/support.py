@@ -17,6 +17,7 @@ __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapsho
 
 T = TypeVar("T")
 
+KTHREADD = "2"  # whose children are the kernel's own threads
 POLL_S = 0.02
 if sys.platform == "linux":
     from lighterman.roots import default_run, default_state
@@ -177,6 +178,8 @@ def _processes() -> Iterator[str]:
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             stat = (directory / "stat").read_text()
+            if stat.rpartition(")")[2].split()[1] == KTHREADD:
+                continue
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             cgroup = (directory / "cgroup").read_text()
         except (FileNotFoundError, ProcessLookupError):

@@ -205,7 +205,7 @@ def _run_there(host: Host, made: image.Image, selection: list[str], folder: Path
 
 
 def _pack(given: Path, arguments: list[str], bound_s: float) -> None:
-    """What goes into the machine: `/checkout`, pytest's arguments in `/arguments`, one a line, its bound in `/bound`."""
+    """What goes into the machine: `/checkout`; pytest's arguments in `/arguments`, one a line; seconds in `/bound`."""
     files = {"arguments": "".join(f"{argument}\n" for argument in arguments), "bound": f"{bound_s:.0f}"}
     with tarfile.open(given, "w") as archive:
         for name, content in files.items():

@@ -55,8 +55,9 @@ def _remove(group: str) -> None:
 
 def is_a_container(path: str) -> bool:
     """Whether a path within the hierarchies is below the containers' group, where the keeper may kill."""
-    if scope.is_one(path.partition(CONTAINERS)[0]):
-        path = path[path.index(CONTAINERS) :]
+    above, found, below = path.partition(CONTAINERS)
+    if found and scope.is_one(above):
+        path = f"{CONTAINERS}{below}"
     return path.startswith(CONTAINERS) and ".." not in path.split("/") and path.strip("/") != CONTAINERS.strip("/")
 
 
