@@ -17,7 +17,6 @@ __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapsho
 
 T = TypeVar("T")
 
-KTHREADD = "2"  # whose children are the kernel's own threads
 POLL_S = 0.02
 if sys.platform == "linux":
     from lighterman.roots import default_run, default_state
@@ -175,10 +174,12 @@ def leaked_since(before: Snapshot, timeout_s: float = 20.0) -> list[str]:
 
 def _processes() -> Iterator[str]:
     """Keepers and what they keep: a keeper by its command line, a container by its cgroup; our zombies as well."""
+    # In a pid namespace of its own the second process is any.
+    kernel = "2" if Path("/proc/2/comm").exists() and Path("/proc/2/comm").read_text() == "kthreadd\n" else None
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             stat = (directory / "stat").read_text()
-            if stat.rpartition(")")[2].split()[1] == KTHREADD:
+            if stat.rpartition(")")[2].split()[1] == kernel:
                 continue
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             cgroup = (directory / "cgroup").read_text()

@@ -47,9 +47,12 @@ SUITES = ("tests/keeper", "tests/logs")
 NOT_THERE = (
     # Tens of thousands of processes one after the other: minutes here, an hour and more in an emulated machine.
     "tests/keeper/test_keeper_many.py",
-    # Arguments that are refused before anything of the host is asked.
-    "tests/cli/test_cli_bad_input.py",
+    # Arguments that are refused before anything of the host is asked, and runtimes that fail on purpose.
     "tests/real/test_bad_input.py",
+    "tests/real/test_failing_runtime.py",
+    # Faces: words to calls of the engine, which is tested itself.
+    "tests/cli",
+    "tests/test_sync.py",
     # Bytes in memory and files, the same on every Linux.
     "tests/keeper/test_keeper_wire.py",
     "tests/logs/test_export.py",
