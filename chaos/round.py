@@ -106,8 +106,10 @@ class Round:
     async def _begin(self, after_s: float) -> None:
         """A new engine; one that can't begin on a full disk tries again."""
         await asyncio.sleep(after_s)
+        tried: list[str] = []
         for _ in range(12):
             self._lives += 1
+            began = time.monotonic()
             path = f"{self.work}/bin:{os.environ['PATH']}"
             log, build = self.work / "engine.log", self._builds.current
             life = await Life.begin(self.root, self.plan.runtime, log, path, build)
@@ -115,6 +117,7 @@ class Round:
             try:
                 answer = await asyncio.wait_for(asyncio.shield(life.ready), READY_S)
             except Died:
+                tried.append(f"{time.monotonic() - began:.1f} s, died of {life.process.returncode}")
                 if life.process.returncode != -signal.SIGKILL:
                     self.ledger.violation(f"an engine ended at its start: {life.process.returncode}")
                     await asyncio.sleep(0.5)
@@ -127,12 +130,13 @@ class Round:
             if "ok" in answer:
                 self.ledger.engine_ended()  # of the one before it, at the latest now
                 return
+            tried.append(f"{time.monotonic() - began:.1f} s, {answer['error']}")
             self.ledger.refusals[f"engine: {answer['error']}"] += 1
             if time.monotonic() > self._disturbed_until:
                 self.ledger.violation(f"an engine did not start: {answer['error']}: {answer['text']}")
             await life.wait_end()
             await asyncio.sleep(0.3)
-        self.ledger.violation(f"no engine starts any more: {dict(self.ledger.refusals)}")
+        self.ledger.violation(f"no engine starts any more: {'; '.join(tried)}")
 
     def _begin_later(self, after_s: float) -> None:
         if self._beginning is None or self._beginning.done():

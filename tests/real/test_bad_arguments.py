@@ -123,7 +123,7 @@ async def test_other_verbs_refuse(engine: Engine) -> None:
             *((box.stop, {"grace_s": value}) for value in (NAN, -1, "x", None, math.inf)),
             *((box.kill, {"signal": value}) for value in (0, -1, 65, 1000, "FOO", NAN, None, True, b"TERM", 1.5)),
             *((box.resize, {"height": value, "width": 1}) for value in (0, -1, "a", 70000, 1.5, None)),
-            *((box.update, {"resources": value}) for value in (None, 5, {}, "x", Resources(memory_bytes=-5))),
+            *((box.update, {"resources": value}) for value in (None, 5, {"cpus": 1}, "x", Resources(memory_bytes=-5))),
             *((box.update, {"resources": value}) for value in (Resources(cpus=NAN), Resources(cpus=-1))),
             *((box.set_restart_policy, {"policy": value}) for value in (5, None, "sometimes", "on-failure:x")),
             *((box.renew, {"ttl_s": value}) for value in (NAN, -1, "x", math.inf)),

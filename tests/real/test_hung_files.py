@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lighterman import Engine, Mount, OperationTimeout, limits, linux_host
+from lighterman import Engine, Mount, OperationTimeout, limits
+from lighterman.runtimes.oci.document import build_spec
 from lighterman.spec import ContainerSpec, Spec
 from support import eventually
 
@@ -20,16 +21,15 @@ async def test_P06_hung_bind_sources_hold_no_other_verb_up(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers, hanging = threading.Event(), 0
-    build = linux_host.build_spec
 
     def hung(wanted: ContainerSpec, *arguments: Any, **options: Any) -> Spec:
         nonlocal hanging
         if wanted.mounts:
             hanging += 1
             answers.wait()
-        return build(wanted, *arguments, **options)
+        return build_spec(wanted, *arguments, **options)
 
-    monkeypatch.setattr(linux_host, "build_spec", hung)
+    monkeypatch.setattr("lighterman.linux_host.build_spec", hung)
     monkeypatch.setattr(limits, "HOST_FILES_S", 5.0)
     mount = Mount(source=str(tmp_path), target="/x")
     creating = [asyncio.ensure_future(engine.create("busybox", ["true"], mounts=[mount])) for _ in range(40)]
