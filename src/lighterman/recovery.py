@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HOST_RESTARTED = "host restarted"
 _KEEPER_LOST = "keeper lost"
+_AT_ONCE = 16  # containers that are taken up: each waits for the keeper, for threads and for the disk, in turns
 
 
 async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -> None:
@@ -46,10 +47,23 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for stone in loaded.tombstones:
         books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
+    records = [decoded(encoded) for encoded in loaded.records]
     due: list[Entry] = []
-    for encoded in loaded.records:
-        record = decoded(encoded)
-        await _take_up_one(engine, host, books, record, loaded, jobs.pop(record.id, []), due, rebooted=rebooted)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def in_turn(record: Record, held: list[HeldJob]) -> None:
+        # First come, first served: they are entered into the books in the order of their creation.
+        async with gate:
+            await _take_up_one(engine, host, books, record, loaded, held, due, rebooted=rebooted)
+
+    ends = await asyncio.gather(
+        *(in_turn(record, jobs.pop(record.id, [])) for record in records), return_exceptions=True
+    )
+    for failed in ends:
+        if failed is not None:
+            raise failed
+    place = {record.id: number for number, record in enumerate(records)}
+    due.sort(key=lambda entry: place[entry.record.id])
     for unknown in jobs.values():
         # Its container was never written down, or has been removed: nobody waits for it.
         await host.end_jobs(unknown)

@@ -113,8 +113,8 @@ def _options(function: Decorated) -> Decorated:
 @_options
 def command(**given: Any) -> int:
     """Returns the exit code."""
-    # asyncio does without it where it can't be imported; that saves 3.5 of 154 ms of CPU (median of 30 pairs of processes
-    # that import what this does), and there is no TLS here.
+    # asyncio does without it where it can't be imported; that saves 3.5 of 154 ms of CPU (median of 30 pairs of
+    # processes that import what this does), and there is no TLS here.
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     from lighterman.cli.asked import Asked
     from lighterman.cli.lasting import Lasting

@@ -345,7 +345,11 @@ class KeeperClient:
         while more:
             answer, _ = await self._connection.call(wire.LIST, {"after": last, "of": of}, limits.KEEPER_CALL_S)
             # A keeper of an earlier release gives all.
-            jobs += [_job_state(entry) for entry in answer["jobs"] if entry[0].startswith(of)]
+            entries = [entry for entry in answer["jobs"] if entry[0].startswith(of)]
+            jobs += [_job_state(entry) for entry in entries]
+            # An exit that is not in here will be pushed: nobody has to ask for it any more.
+            self._told.update(entry[0] for entry in entries)
+            self._note_exits([entry[3] for entry in entries if entry[3] is not None])
             last, more = answer["last"], answer["more"]
         return jobs
 

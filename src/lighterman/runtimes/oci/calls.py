@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from lighterman.errors import LimitExceeded
+from lighterman.keeper.client import JobState
 from lighterman.runtimes.options import OutputSegments
 
 __all__ = ["JobMeta", "RuntimeCall", "decode_meta", "in_memory"]
@@ -71,3 +73,12 @@ def in_memory(content: bytes) -> int:
     while rest:
         rest = rest[os.write(memfd, rest) :]
     return memfd
+
+
+def find_kept(jobs: Iterable[JobState], container: str, process_id: int | str) -> tuple[JobState, JobMeta] | None:
+    """The job of one process of a container, by its pid or its name."""
+    for job in jobs:
+        meta = decode_meta(job.meta)
+        if meta is not None and meta.id == container and job.pid is not None and process_id in (job.pid, meta.name):
+            return job, meta
+    return None

@@ -301,7 +301,8 @@ class OciRuntime:
         return system
 
     async def _open_kept(self, id: str) -> OciSystem | None:
-        for job in await self.keeper.list_jobs(of=f"{id}:"):
+        listed = await self.keeper.list_jobs(of=f"{id}:")
+        for job in listed:
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue
@@ -311,6 +312,7 @@ class OciRuntime:
                 os.close(fd)
             system = self._opened(id, mount, meta.segments, meta.lease, meta.upper)
             system.adopt = lambda: self._adopt(id)
+            system.listed = listed
             return system
         return None
 

@@ -24,10 +24,10 @@ from lighterman.errors import (
     OperationPending,
     RuntimeFailed,
 )
-from lighterman.keeper.client import Job, KeeperClient, MountPlan, SegmentPlan, Spawned
+from lighterman.keeper.client import Job, JobState, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
-from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, in_memory
+from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, find_kept, in_memory
 from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
 from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import encode_process
@@ -94,6 +94,7 @@ class OciSystem:
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self._undoing: set[asyncio.Future[None]] = set()
+        self.listed: list[JobState] = []  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
         self._init: OciProcess | None = None
@@ -403,29 +404,28 @@ class OciSystem:
         raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
 
     async def _open_kept(self, process_id: int | str) -> OciProcess | None:
-        for job in await self._keeper().list_jobs(of=f"{self._id}:"):
-            meta = decode_meta(job.meta)
-            if meta is None or meta.id != self._id or job.pid is None:
-                continue
-            if process_id not in (job.pid, meta.name):
-                continue
-            process = await taken_over(
-                self._keeper(),
-                job,
-                terminal=meta.terminal,
-                started_mono=meta.started_mono,
-                members=self._members(self._exec_cgroups.found(meta.cgroup)) if meta.kind == "exec" else None,
-                clean_up=self._exec_cgroups.leaving(meta.cgroup),
-            )
-            if meta.kind == "init":
-                self._init = process
-            else:
-                self._execs[meta.name] = process
-            return process
-        return None
+        kept = find_kept(self.listed, self._id, process_id)
+        kept = kept or find_kept(await self._keeper().list_jobs(of=f"{self._id}:"), self._id, process_id)
+        if kept is None:
+            return None
+        job, meta = kept
+        process = await taken_over(
+            self._keeper(),
+            job,
+            terminal=meta.terminal,
+            started_mono=meta.started_mono,
+            members=self._members(self._exec_cgroups.found(meta.cgroup)) if meta.kind == "exec" else None,
+            clean_up=self._exec_cgroups.leaving(meta.cgroup),
+        )
+        if meta.kind == "init":
+            self._init = process
+        else:
+            self._execs[meta.name] = process
+        return process
 
     async def exec_ids(self) -> Sequence[str]:
-        metas = [decode_meta(job.meta) for job in await self._keeper().list_jobs(of=f"{self._id}:")]
+        jobs, self.listed = self.listed or await self._keeper().list_jobs(of=f"{self._id}:"), []
+        metas = [decode_meta(job.meta) for job in jobs]
         ours = [meta for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
         await in_thread(self._exec_cgroups.take_up, {meta.cgroup for meta in ours})
         return [meta.name for meta in ours]
