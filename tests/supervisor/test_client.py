@@ -15,6 +15,7 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidSpec,
     InvalidState,
+    LightermanError,
     NotFound,
     NotSupported,
     OperationTimeout,
@@ -457,6 +458,50 @@ async def test_checkpoint_ends_it_and_create_starts_from_it(world: World, tmp_pa
     assert world.runtime.count("create_process") == 1
     await world.client.delete_checkpoint("one", directory)
     assert await world.client.list_checkpoints(directory) == ()
+
+
+async def test_checkpointed_one_ends_for_good_whatever_its_policy(world: World, tmp_path: object) -> None:
+    await world.create("sleep", options=(policy("always"),))
+    await world.client.create_checkpoint("c1", "one", str(tmp_path))
+    await world.client.wait("c1")
+    assert world.states() == ["start", "exit"]
+    assert await world.client.list_checkpoints(str(tmp_path)) == ("one",)
+
+
+async def test_checkpoint_whose_answer_comes_after_the_end_is_made(world: World, tmp_path: object) -> None:
+    system = await world.create("sleep")
+    world.plan.at("checkpoint", delay_s=5)
+    making = asyncio.create_task(world.client.create_checkpoint("c1", "one", str(tmp_path), leave_running=True))
+    await world.clock.settle()
+    system.init.exit(0)
+    await world.client.wait("c1")
+    # The fake refuses it then; either way the answer is the runtime's, and not that the verb was cut short.
+    with pytest.raises(LightermanError) as refused:
+        await making
+    assert "ended meanwhile" not in str(refused.value)
+    assert await world.client.list_checkpoints(str(tmp_path)) == ()
+
+
+async def test_failed_checkpoint_is_no_stop(world: World, tmp_path: object) -> None:
+    world.plan.at("checkpoint", error=FAILED)
+    system = await world.create("sleep", options=(policy("always"),))
+    with pytest.raises(RuntimeFailed):
+        await world.client.create_checkpoint("c1", "one", str(tmp_path))
+    system.init.exit(0)
+    await world.backend.wait_for("c1", State.START, count=2)
+
+
+async def test_cancelled_checkpoint_is_made_all_the_same(world: World, tmp_path: object) -> None:
+    await world.create("sleep")
+    world.plan.at("checkpoint", delay_s=5)
+    making = asyncio.create_task(world.client.create_checkpoint("c1", "one", str(tmp_path), leave_running=True))
+    await world.clock.settle()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    await world.clock.sleep(10)
+    assert await world.client.list_checkpoints(str(tmp_path)) == ("one",)
+    assert world.client.containers() == ("c1",)
 
 
 async def test_checkpoint_leaves_it_running(world: World, tmp_path: object) -> None:
