@@ -86,7 +86,7 @@ async def test_what_an_earlier_engine_could_not_remove_is_removed(tmp_path: Path
     running, left = await made(before), await made(before)
     (top / "the workload's own").mkdir()
     now = ExecCgroups(container(tmp_path), possible=True)
-    now.take_up({running.name, None})
+    await now.take_up({running.name, None})
     now.leave(await made(now))
     assert names(top) == {running.name, "the workload's own"}
     ended = now.leaving(running.name)

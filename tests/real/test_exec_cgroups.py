@@ -132,5 +132,5 @@ async def test_P04_found_again_its_daemons_are_ended_with_it(root: Path) -> None
         assert (await running.wait()).signal == 9
         # The daemons of the one that had ended by itself live on.
         await eventually(lambda: len(running_in(box.id)) == 4)
-        assert len(below(box)) == 1
+        await eventually(lambda: len(below(box)) == 1)
         await box.stop(grace_s=0)

@@ -58,7 +58,8 @@ class ExecCgroups:
 
     def __init__(self, container: Cgroup, *, possible: bool) -> None:
         self._container = container
-        self._possible = possible
+        # Not even a thread's turn where it can't be.
+        self._possible = possible and container.host.has_parts
         self._left: deque[OwnCgroup] = deque()
 
     async def make(self) -> OwnCgroup | None:
@@ -99,9 +100,9 @@ class ExecCgroups:
         own = self.found(name)
         return None if own is None else lambda: self.leave(own)
 
-    def take_up(self, known: set[str | None]) -> None:
-        """What earlier engines could not remove yet is ours to remove; `known` belong to execs. Blocking."""
+    async def take_up(self, known: set[str | None]) -> None:
+        """What earlier engines could not remove yet is ours to remove; `known` belong to execs."""
         if self._possible:
-            names = self._container.children()
+            names = await in_thread(self._container.children)
             left = [name for name in names if name.startswith(_PREFIX) and name not in known]
             self._left.extend(OwnCgroup(self._container.child(name)) for name in left)

@@ -427,7 +427,7 @@ class OciSystem:
         jobs, self.listed = self.listed or await self._keeper().list_jobs(of=f"{self._id}:"), []
         metas = [decode_meta(job.meta) for job in jobs]
         ours = [meta for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
-        await in_thread(self._exec_cgroups.take_up, {meta.cgroup for meta in ours})
+        await self._exec_cgroups.take_up({meta.cgroup for meta in ours})
         return [meta.name for meta in ours]
 
     # ---- ending ----

@@ -95,7 +95,7 @@ class Cgroup:
         None where a runtime can't put a process there: version 1, where each part would need all limits again; a cgroup
         that is gone, may have no more below it, is read-only, or that its workload has made threaded.
         """
-        if self.host.layout != "v2":
+        if not self.host.has_parts:
             return None
         hierarchy = self.host.hierarchies[0]
         directory = files.open_directory(hierarchy.mount_point, self._components)

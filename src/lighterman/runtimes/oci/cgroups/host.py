@@ -57,6 +57,11 @@ class CgroupHost(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     @property
+    def has_parts(self) -> bool:
+        """Whether some of a cgroup's processes can be in one below it without limits of its own: version 2 alone."""
+        return self.layout == "v2"
+
+    @property
     def unified(self) -> Hierarchy | None:
         """The version 2 tree, if any."""
         return next((hierarchy for hierarchy in self.hierarchies if hierarchy.version == 2), None)
