@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck as Slow
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighterman import limits
@@ -119,6 +120,7 @@ def test_startup_probe_that_never_succeeds_makes_it_unhealthy() -> None:
     assert watched.observe(bad("startup"), 112) is Health.UNHEALTHY
 
 
+@settings(suppress_health_check=[Slow.too_slow])  # the first draw loads tables, which takes a second on a loaded host
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 5), st.floats(0, 50))
 def test_whatever_comes_the_report_is_bounded_and_true(answers: list[bool], retries: int, start: float) -> None:
     watched = monitor(retries=retries, start_period_s=start)
