@@ -84,9 +84,9 @@ async def _command_line(setting: Setting) -> None:
 
 async def _imports(setting: Setting) -> None:
     section, nothing = "import, as a whole process", "python -c pass"
-    statements = ("import lighterman", "import lighterman.engine", "import asyncio", "import lighterman.cli.__main__")
+    modules = ("lighterman", "lighterman.engine", "lighterman.engine.on_linux", "asyncio", "lighterman.cli.__main__")
     contenders = [_process(nothing, [sys.executable, "-c", "pass"])]
-    contenders += [_process(statement, [sys.executable, "-c", statement]) for statement in statements]
+    contenders += [_process(f"import {module}", [sys.executable, "-c", f"import {module}"]) for module in modules]
     await take_turns(contenders, setting.effort.startup_rounds)
     setting.report.contenders(section, contenders, against=nothing)
 
