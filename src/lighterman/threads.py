@@ -78,7 +78,8 @@ async def look_at_files(
             )
         return looking.result()
     finally:
-        looking.cancel()
+        if not looking.cancel() and not looking.cancelled():
+            looking.exception()  # seen, also by who was cancelled in the same moment
 
 
 async def in_own_thread(act: Callable[[], _Result], discard: Callable[[_Result], None] | None = None) -> _Result:
