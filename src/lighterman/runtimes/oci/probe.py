@@ -149,7 +149,7 @@ def _document(program: str, id: str) -> dict[str, object]:
 
 def _key(found: Sequence[tuple[str, str]]) -> str:
     """Everything that a verdict depends on."""
-    parts = []
+    parts = [" ".join(Probed.__struct_fields__)]  # what an older version has not looked for has to be looked for
     criu = find_criu()
     for name, path in [*found, *([("criu", criu)] if criu else [])]:
         status = os.stat(path)
