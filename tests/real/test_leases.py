@@ -99,7 +99,8 @@ def test_P02_owner_killed_with_all_of_its_cgroup(root: Path, owner_of: Callable[
     job.rmdir()
 
 
-def test_P02_private_root_vanishes_with_its_owner(owner_of: Callable[..., Owner]) -> None:
+@pytest.mark.parametrize("whole_session", [False, True], ids=["owner", "session"])
+def test_P02_private_root_vanishes_with_its_owner(owner_of: Callable[..., Owner], whole_session: bool) -> None:
     owner = owner_of(None, {}, {"ttl_s": 1000})
     root = next(
         path
@@ -108,7 +109,14 @@ def test_P02_private_root_vanishes_with_its_owner(owner_of: Callable[..., Owner]
     )
     run = Path(StateRoot.of(None).run).parent / root.name
     assert run.exists()
-    ends_within(owner.ids, owner.process.kill, "kill -9 of a private engine")
+
+    def kill() -> None:
+        if whole_session:
+            os.killpg(owner.process.pid, signal.SIGKILL)
+        else:
+            owner.process.kill()
+
+    ends_within(owner.ids, kill, "kill -9 of a private engine")
     eventually_sync(lambda: not root.exists() and not run.exists())
 
 

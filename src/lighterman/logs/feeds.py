@@ -31,6 +31,9 @@ __all__ = ["Feeds", "open_outlet"]
 
 log = logging.getLogger(__name__)
 
+# Made here: msgspec crashes where two threads decode a type for the first time at once.
+_CURSOR = msgspec.json.Decoder(Cursor)
+
 
 def open_outlet(sink: CallableSink | JournaldSink | SyslogSink, source: LogSource) -> Outlet:
     """Nothing is connected yet. Raises: InvalidSpec."""
@@ -185,7 +188,7 @@ class Feed:
 
 def _load(path: Path) -> Cursor:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Cursor)
+        return _CURSOR.decode(path.read_bytes())
     except FileNotFoundError:
         return Cursor(0, 0)
     except (msgspec.DecodeError, OSError) as wrong:

@@ -32,6 +32,13 @@ class _RuncState(msgspec.Struct):
     init_process_start: int
 
 
+# Made here: msgspec crashes where two threads decode a type for the first time at once.
+_STATES: dict[str, msgspec.json.Decoder[_CrunStatus] | msgspec.json.Decoder[_RuncState]] = {
+    "status": msgspec.json.Decoder(_CrunStatus),
+    "state.json": msgspec.json.Decoder(_RuncState),
+}
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Which process it was, and what a keeper had written down of its end."""
 
@@ -83,10 +90,10 @@ def adopt(evidence: Evidence) -> OciProcess:
 
 
 def _init_process(directory: str) -> tuple[int, int] | None:
-    for name, kind in (("status", _CrunStatus), ("state.json", _RuncState)):
+    for name, decoder in _STATES.items():
         try:
             with open(f"{directory}/{name}", "rb") as file:
-                state = msgspec.json.decode(file.read(1 << 20), type=kind)
+                state = decoder.decode(file.read(1 << 20))
         except (OSError, msgspec.DecodeError, msgspec.ValidationError):
             continue
         if isinstance(state, _CrunStatus):

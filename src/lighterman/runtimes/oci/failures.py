@@ -35,6 +35,10 @@ class _Config(msgspec.Struct, frozen=True):
     mounts: tuple[_Mount, ...] = ()
 
 
+# Made here: msgspec crashes where two threads decode a type for the first time at once.
+_CONFIG = msgspec.json.Decoder(_Config)
+
+
 def runtime_failed(
     *,
     runtime: str,
@@ -106,7 +110,7 @@ def _command_text(kind: type[RuntimeFailed], command: str, container: str) -> st
 def _binds(config: str) -> dict[str, str]:
     try:
         with open(config, "rb") as file:
-            mounts = msgspec.json.decode(file.read(), type=_Config).mounts
+            mounts = _CONFIG.decode(file.read()).mounts
     except (OSError, msgspec.DecodeError, msgspec.ValidationError):
         return {}  # the bundle is gone already
     return {mount.destination.rstrip("/"): mount.source for mount in mounts if mount.type == "bind"}

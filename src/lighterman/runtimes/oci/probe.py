@@ -44,6 +44,10 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
     probed: tuple[Probed, ...]
 
 
+# Made here: msgspec crashes where two threads decode a type for the first time at once.
+_VERDICTS = msgspec.json.Decoder(Verdicts)
+
+
 def probe_all(cache_file: str | None = None, *, search: str | None = None) -> tuple[Probed, ...]:
     """Try every known runtime that is installed, in the order of preference.
 
@@ -171,7 +175,7 @@ def _key(found: Sequence[tuple[str, str]]) -> str:
 def _read(path: str) -> Verdicts | None:
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(1024 * 1024), type=Verdicts)
+            return _VERDICTS.decode(file.read(1024 * 1024))
     except (OSError, msgspec.DecodeError, msgspec.ValidationError):
         return None  # no cache, or one of another version: probe again
 

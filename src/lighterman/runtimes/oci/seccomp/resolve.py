@@ -98,6 +98,10 @@ class Profile(msgspec.Struct, rename="camel"):
     syscalls: list[_Rule] = []
 
 
+# Made here: msgspec crashes where two threads decode a type for the first time at once.
+_DECODER = msgspec.json.Decoder(Profile)
+
+
 def load_profile(path: str) -> Profile:
     """Read a profile from a file of the host. It blocks: not for the event loop.
 
@@ -120,7 +124,7 @@ def load_profile(path: str) -> Profile:
 def decode_profile(content: bytes, name: str) -> Profile:
     """Decode and check; `name` is for the error. Raises: InvalidSpec."""
     try:
-        profile = msgspec.json.decode(content, type=Profile)
+        profile = _DECODER.decode(content)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as wrong:
         raise InvalidSpec(f"seccomp profile {name!r}: {wrong}") from wrong
     fault = _fault(profile)
