@@ -226,6 +226,16 @@ class Machine(RuleBasedStateMachine):
 
         self.go(end())
 
+    @rule(id=IDS, turns=TURNS)
+    def memory_runs_out(self, id: str, turns: int) -> None:
+        async def kill() -> None:
+            system = self.world.runtime.systems.get(id)
+            if system is not None:
+                system.oom_kill()
+            await self.turns(turns)
+
+        self.go(kill())
+
     @rule(seconds=st.sampled_from([0.05, 0.1, 1, 3, 11, 40, 400]))
     def time_passes(self, seconds: float) -> None:
         self.go(self.world.clock.advance(seconds))
