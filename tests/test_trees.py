@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -69,3 +70,19 @@ def test_nothing_that_is_mounted_in_it_is_emptied(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         remove_tree(str(tmp_path / "none"))
+
+
+def test_others_remove_it_at_the_same_time(tmp_path: Path) -> None:
+    """A keeper and an engine do so with a private root whose owner was killed."""
+    for number in range(5):
+        top = tmp_path / f"top{number}"
+        for first in range(20):
+            for second in range(10):
+                (top / str(first) / str(second)).mkdir(parents=True)
+                (top / str(first) / str(second) / "file").touch()
+        other = subprocess.Popen(["rm", "-rf", "--", str(top)])
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(str(top))
+        assert not top.exists()
+        other.wait()
+    assert list(tmp_path.iterdir()) == []

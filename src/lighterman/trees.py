@@ -14,6 +14,8 @@ __all__ = ["remove_tree"]
 # On Windows for as long somebody may have a file of it open, which keeps it from being removed.
 _IN_USE_S = 5.0
 _LOOK_S = 0.02
+# How often another remover may be met in a tree: each time something of it has gone.
+_TRIES = 1000
 
 
 if sys.platform == "win32":
@@ -61,6 +63,19 @@ def _remove_when_unused(path: str) -> None:
 
 
 def _remove_by_descriptors(path: str) -> None:
+    for _ in range(_TRIES):
+        try:
+            _remove_once(path)
+        except FileNotFoundError:
+            # Or somebody else removes it at the same time, as a keeper does with a private root.
+            if not os.path.lexists(path):
+                raise
+        else:
+            return
+    raise OSError(errno.EBUSY, "it changes while it is being removed", path)
+
+
+def _remove_once(path: str) -> None:
     here = os.open(path, _DIRECTORY)
     try:
         identity = _identity(here)
