@@ -55,7 +55,8 @@ def test_statistics_are_none_where_a_controller_is_off(tmp_path: Path) -> None:
     read = Cgroup("/lighterman/c1", host).statistics()
     assert read.cpu_ns == 5000
     assert read.memory_bytes is read.memory_peak_bytes is read.pids is read.read_bytes is read.oom_kills is None
-    assert read.cpu_pressure is read.memory_pressure is read.io_pressure is read.oom_events is None
+    assert read.cpu_pressure is read.memory_pressure is read.io_pressure is None
+    assert read.oom_events is None
     with pytest.raises(NotFound):
         Cgroup("/lighterman/other", host).statistics()
 
