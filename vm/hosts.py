@@ -69,6 +69,8 @@ SMOKE = (
     "tests/real/test_pause_stats_top_update.py::test_pause_nothing_runs_and_resume_goes_on",
     "tests/real/test_pause_stats_top_update.py::test_stats_count_what_was_used",
     "tests/real/test_exec.py::test_exec_timeout_its_whole_tree_is_gone",
+    "tests/real/test_exec_cgroups.py::test_P04_killing_ends_its_daemons_too",
+    "tests/real/test_oom_events.py::test_P12_kills_are_told_while_it_runs",
     "tests/real/test_stop.py::test_stop_term_ignored_is_killed_after_the_grace",
     "tests/real/test_engine_killed.py::test_engine_killed_containers_end_meanwhile_codes_are_exact",
     "tests/real/test_checkpoints.py::test_checkpoint_ends_it_and_it_goes_on_from_there",
