@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from lighterman.runtimes.base import Features
-from lighterman.spec import ContainerSpec, Overlay, ProcessConfig, Spec
+from lighterman.spec import ContainerSpec, ProcessConfig, Spec
 from lighterman.testing import FakeClock, FakeProgram, FakeRuntime, ProgramContext, Subject
 from lighterman.testing.conformance import PROGRAMS
 
@@ -96,15 +96,14 @@ async def oci_subject(name: str) -> AsyncIterator[Subject]:
             async def make_spec(id: str, args: tuple[str, ...], *, stdin: bool, terminal: bool) -> Spec:
                 directory = f"{root.state}/containers/{id}"
                 await asyncio.to_thread(os.makedirs, directory, mode=0o700, exist_ok=True)
-                rootfs = Overlay(lowers=image.layers, upper=f"{directory}/upper", work=f"{directory}/work")
                 wanted = ContainerSpec(image="busybox", argv=args, stdin=stdin, terminal=terminal)
-                return await host.spec(id, wanted, image, rootfs, directory)
+                return await host.spec(id, wanted, image)
 
             async def make_exec(spec: Spec, args: tuple[str, ...], *, stdin: bool, terminal: bool) -> ProcessConfig:
                 return await host.exec_process(
                     spec.process,
                     args,
-                    root=image.layers[0],
+                    pid=0,  # of no use without a user
                     env=None,
                     workdir=None,
                     user=None,
