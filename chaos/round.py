@@ -107,7 +107,7 @@ class Round:
         """A new engine; one that can't begin on a full disk tries again."""
         await asyncio.sleep(after_s)
         tried: list[str] = []
-        for _ in range(12):
+        while len(tried) < 12:
             self._lives += 1
             began = time.monotonic()
             path = f"{self.work}/bin:{os.environ['PATH']}"
@@ -117,12 +117,14 @@ class Round:
             try:
                 answer = await asyncio.wait_for(asyncio.shield(life.ready), READY_S)
             except Died:
-                tried.append(f"{time.monotonic() - began:.1f} s, died of {life.process.returncode}")
+                # Who is killed while it begins, however often, has not failed.
                 if life.process.returncode != -signal.SIGKILL:
+                    tried.append(f"{time.monotonic() - began:.1f} s, died of {life.process.returncode}")
                     self.ledger.violation(f"an engine ended at its start: {life.process.returncode}")
                     await asyncio.sleep(0.5)
                 continue
             except TimeoutError:
+                tried.append(f"{time.monotonic() - began:.1f} s, not ready")
                 self.ledger.violation(f"an engine was not ready after {READY_S:g} s")
                 life.kill()
                 await life.wait_end()
