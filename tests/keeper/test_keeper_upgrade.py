@@ -32,13 +32,19 @@ def is_of_build(pid: int, name: str) -> bool:
 
 
 def signals_of(pid: int) -> set[str]:
-    return {line for line in text_of(f"/proc/{pid}/status").splitlines() if line.startswith(("Sig", "Umask"))}
+    return {
+        line
+        for line in text_of(f"/proc/{pid}/status").splitlines()
+        if line.startswith(("SigB", "SigC", "SigI", "Umask"))
+    }
 
 
 async def inherited(keepers: Keepers, keeper: KeeperClient) -> bytes:
     """What a process started by the keeper has of it."""
     read, write = os.pipe()
-    script = "ulimit -n; umask; cat /proc/self/oom_score_adj; ls -l /proc/self/fd | wc -l; grep Sig /proc/self/status"
+    script = (
+        "ulimit -n; umask; cat /proc/self/oom_score_adj; ls -l /proc/self/fd | wc -l; grep Sig[BCIP] /proc/self/status"
+    )
     await keeper.spawn(keepers.command("c", ("/bin/sh", "-c", script), stdio=(keepers.null, write, write)))
     os.close(write)
     return await asyncio.to_thread(read_pipe, read)

@@ -6,7 +6,7 @@ import math
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighterman import limits
@@ -16,6 +16,7 @@ from lighterman.keeper import wire
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(2**63), 2**63 - 1)
 SCALARS = st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False) | st.binary(max_size=40) | TEXTS
+UNHURRIED = settings(deadline=None)  # a busy host is slow for all
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4), max_leaves=20
 )
@@ -26,6 +27,7 @@ def depth(value: object) -> int:
     return 0 if inner is None else 1 + max((depth(item) for item in inner), default=0)
 
 
+@UNHURRIED
 @given(VALUES)
 def test_round_trip(value: object) -> None:
     if depth(value) > wire.MAX_DEPTH:
@@ -37,6 +39,7 @@ def test_round_trip(value: object) -> None:
         assert repr(decoded) == repr(value)  # True is not 1
 
 
+@UNHURRIED
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_give_the_one_error(data: bytes) -> None:
     try:
@@ -47,6 +50,7 @@ def test_any_bytes_decode_or_give_the_one_error(data: bytes) -> None:
     assert repr(wire.decode(wire.encode(value))) == repr(value)
 
 
+@UNHURRIED
 @given(VALUES.filter(lambda value: depth(value) <= wire.MAX_DEPTH), st.data())
 def test_damage_never_raises_anything_else(value: object, data: st.DataObject) -> None:
     message = bytearray(wire.encode(value))
@@ -60,6 +64,7 @@ def test_damage_never_raises_anything_else(value: object, data: st.DataObject) -
             continue
 
 
+@UNHURRIED
 @given(st.binary(max_size=40))
 def test_bytes_of_a_path_survive_as_text(data: bytes) -> None:
     import os
