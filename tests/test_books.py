@@ -27,6 +27,8 @@ from support import eventually
 class Disk(MemoryStore):
     """A store whose disk can be full, and slow; `rows` is what was written of records, beside which event."""
 
+    never_waits = False
+
     def __init__(self) -> None:
         super().__init__()
         self.full = False

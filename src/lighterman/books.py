@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import msgspec
 
@@ -110,12 +111,12 @@ class Books:
         async with entry.writing:
             if entry not in self:
                 return  # it was removed meanwhile: its row must not come back
-            await to_its_end(self._write(entry))
+            await self._whole(self._write(entry))
 
     async def tell(self, entry: Entry, event: Event) -> None:
         """Write the record and an event down, in one transaction. Raises: StoreError."""
         async with entry.writing:
-            await to_its_end(self._write(entry, event))
+            await self._whole(self._write(entry, event))
 
     async def tell_fact(self, entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:
         """As `tell`, for what has happened and can't be refused: tried again until the disk takes it.
@@ -126,7 +127,7 @@ class Books:
         while True:
             try:
                 async with entry.writing:
-                    await to_its_end(self._write_untold(entry))
+                    await self._whole(self._write_untold(entry))
             except StoreError as failed:
                 log.error("container %s: its %s is not written down yet: %s", entry.record.name, event.kind, failed)
                 if late is not None:
@@ -138,7 +139,12 @@ class Books:
     async def bury(self, entry: Entry) -> None:
         """Take the record out of the store, and put a tombstone there. Raises: StoreError."""
         async with entry.writing:
-            await to_its_end(self._bury(entry))
+            await self._whole(self._bury(entry))
+
+    async def _whole(self, writing: Coroutine[Any, Any, None]) -> None:
+        """All of it, however often who asked is cancelled."""
+        # A task takes three turns of the loop, and every start and end writes several times.
+        await (writing if self._store.never_waits else to_its_end(writing))
 
     async def _write(self, entry: Entry, event: Event | None = None) -> None:
         # The record has the state that they led to: it must not be written without them.

@@ -63,7 +63,12 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """A method that returns has happened for good; one that raises StoreError has not happened."""
+    """A method that returns has happened for good; one that raises StoreError has not happened.
+
+    Attributes: never_waits: whether a commit is done in the turn of the loop that asks for it.
+    """
+
+    never_waits: bool
 
     async def load(self, boot_id: str, now: float) -> Loaded:
         """Everything, records in the order of their first saving; tombstones that are over go; `boot_id` is kept."""

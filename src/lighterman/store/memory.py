@@ -13,6 +13,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """The face of `Store` over a list of events; records need no keeping, since the engine has them in memory."""
 
+    never_waits = True
+
     def __init__(self) -> None:
         self._events: deque[StoredEvent] = deque()
         self._last = 0

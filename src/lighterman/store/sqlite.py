@@ -42,6 +42,8 @@ class SqliteStore:
     The file is locked while it is open: nobody else has business there, and so the index of the log needs no file.
     """
 
+    never_waits = False
+
     def __init__(self, path: str) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lighterman-store")
