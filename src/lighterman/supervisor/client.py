@@ -18,9 +18,10 @@ from lighterman.runtimes.options import FirstRun, WithCheckpoint
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, RestartPolicy, Spec, Statistics
 from lighterman.supervisor import checkpoints
 from lighterman.supervisor.backend import Backend
-from lighterman.supervisor.container import Container, Surroundings
+from lighterman.supervisor.container import Container
 from lighterman.supervisor.delivery import Delivery
 from lighterman.supervisor.run import Run
+from lighterman.supervisor.surroundings import Surroundings
 from lighterman.supervisor.tasks import OwnedTasks
 from lighterman.threads import in_thread
 

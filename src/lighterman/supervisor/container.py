@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from lighterman import limits
-from lighterman.clock import Clock
 from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
@@ -22,43 +20,30 @@ from lighterman.errors import (
 )
 from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
-from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRate, RestartRule, RunEnd
-from lighterman.runtimes.base import SIGKILL, CreateOption, Runtime
+from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRule, RunEnd
+from lighterman.runtimes.base import SIGKILL, CreateOption
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
 from lighterman.supervisor.answers import fail, in_own_task, succeed
-from lighterman.supervisor.backend import AttachFailed, Backend
+from lighterman.supervisor.backend import AttachFailed
 from lighterman.supervisor.bounds import Bounds
 from lighterman.supervisor.choices import Chosen
 from lighterman.supervisor.closing import Closing
-from lighterman.supervisor.delivery import Spawn, Then
+from lighterman.supervisor.delivery import Then
 from lighterman.supervisor.ending import Ending
 from lighterman.supervisor.execs import Execs
 from lighterman.supervisor.process import Process, ProcessEnd
+from lighterman.supervisor.restart_wait import RestartWait
 from lighterman.supervisor.run import Run
 from lighterman.supervisor.stopping import Stopping
-from lighterman.supervisor.telling import Teller, how_it_ended
+from lighterman.supervisor.surroundings import Surroundings
+from lighterman.supervisor.telling import Teller, how_it_ended, how_it_was_found
 from lighterman.supervisor.verbs import VerbQueue
 
-__all__ = ["Container", "Surroundings"]
+__all__ = ["Container"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a container is given to live in."""
-
-    runtime: Runtime
-    backend: Backend
-    clock: Clock
-    watch: Spawn  # a task that ends early when nobody watches any more
-    finish: Spawn  # a task that goes on to its end
-    tell: Callable[[StateInfo, Then | None], None]
-    unregister: Callable[[Container], None]
-    jitter: Callable[[], float]  # from -1 to 1
-    restart_rate: RestartRate | None = None
 
 
 class Container:
@@ -96,7 +81,7 @@ class Container:
             closing=self._closing,
             attach=self._attach,
         )
-        self._restart_wait: Flag | None = None
+        self._restart_wait = RestartWait(self._bounds, self._clock, around.restart_rate)
         self._final: asyncio.Future[StateInfo] = asyncio.get_running_loop().create_future()
 
     # ---- what you may ask ----------------------------------------------------------------------------------------
@@ -114,7 +99,7 @@ class Container:
         if run is None or run.init is None:
             if manual:
                 self._abort()
-            elif self._restart_wait is None and not self.gone.is_set():
+            elif not self._restart_wait.goes_on and not self.gone.is_set():
                 raise InvalidState(f"container {self.id} is being started")
             return
         if run.ended:
@@ -514,7 +499,9 @@ class Container:
     async def _restart(self, ended: Run, decision: RestartAfter, how: dict[str, Any]) -> Run | None:
         """Wait the back-off and begin the next run; a run that can't be made goes to the decision again [L36]."""
         while True:
-            if await self._wait_cut_short(decision.delay_s):
+            is_cut_short = await self._restart_wait.is_cut_short(decision.delay_s)
+            self._restarts.wait_over()
+            if is_cut_short:
                 self._tell_exit(ended, how)
                 return None
             if self.cleanup is not None:
@@ -539,18 +526,6 @@ class Container:
             decision = next_one
         self._tell_exit(ended, how | {"reason": f"not started: {reason}", "not_started": True, "error": reason})
         return None
-
-    async def _wait_cut_short(self, delay_s: float) -> bool:
-        self._restart_wait = cut = Flag()
-        rate = self._around.restart_rate
-        try:
-            if await self._bounds.is_set(cut, delay_s):
-                return True
-            held_s = rate.take(self._clock.mono()) if rate is not None else 0.0
-            return held_s > 0 and await self._bounds.is_set(cut, held_s)
-        finally:
-            self._restart_wait = None
-            self._restarts.wait_over()
 
     def _leave(self) -> None:
         self._verbs.refuse()
@@ -595,10 +570,10 @@ class Container:
         return True
 
     def _cut_restart_wait(self) -> bool:
-        if self._restart_wait is None:
+        if not self._restart_wait.goes_on:
             return False
         self._manually_stopped = True
-        self._restart_wait.set()
+        self._restart_wait.cut()
         return True
 
     def _tell_exit(self, run: Run | None, how: dict[str, Any]) -> None:
@@ -610,8 +585,7 @@ class Container:
     def _tell_lost(self, reason: str, run: Run | None = None, code: ExitCode | None = None) -> None:
         how: dict[str, Any] = {"exit_code": -1, "exit_code_known": False}
         if run is not None and run.init is not None and code is not None:
-            finished = (code.finished_mono or self._clock.mono(), code.finished_at or self._clock.wall())
-            how = how_it_ended(run.init, ProcessEnd(code, *finished, ()))
+            how = how_it_was_found(run.init, code, self._clock)
         self._tell_exit(run, how | {"reason": reason})
 
     def _tell(self, run: Run | None, state: State, *, then: Then | None = None, **fields: Any) -> StateInfo:

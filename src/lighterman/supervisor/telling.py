@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lighterman.clock import Clock
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.spec import ExitCode
 from lighterman.supervisor.delivery import Then
 from lighterman.supervisor.process import Process, ProcessEnd
 
-__all__ = ["Teller", "how_it_ended"]
+__all__ = ["Teller", "how_it_ended", "how_it_was_found"]
 
 
 class Teller:
@@ -54,3 +55,9 @@ def how_it_ended(process: Process, end: ProcessEnd) -> dict[str, Any]:
         "started_mono": min(process.started_mono, end.finished_mono),
         "finished_mono": end.finished_mono,
     }
+
+
+def how_it_was_found(process: Process, code: ExitCode, clock: Clock) -> dict[str, Any]:
+    """As `how_it_ended`, for an end that nobody has watched; where its time is not known, it is now."""
+    finished = (code.finished_mono or clock.mono(), code.finished_at or clock.wall())
+    return how_it_ended(process, ProcessEnd(code, *finished, ()))
