@@ -186,7 +186,9 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
         async def next_run_goes_ahead() -> bool:
             assert box._entry.client is not None
             try:
-                return first not in await box._entry.client.pids(box.id)
+                pids = await box._entry.client.pids(box.id)
+                # None at all is the first run's end, before it was noticed.
+                return bool(pids) and first not in pids
             except InvalidState:
                 return False
 
@@ -197,11 +199,11 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
     monkeypatch.undo()
     async with Engine(root=root) as engine:
         told = [event async for event in engine.events(after=0, follow=False)]
-        assert [(event.kind, event.generation) for event in told if event.kind != "create"] == [
-            ("start", 1),
-            ("restart", 1),
-            ("restore", 2),
-        ]
+        kinds = [(event.kind, event.generation) for event in told if event.kind != "create"]
+        assert kinds[:2] == [("start", 1), ("restart", 1)]
+        # While there is no keeper a run can't be begun, and has had its number.
+        assert [kind for kind, _ in kinds[2:]] == ["restore"]
+        assert kinds[2][1] == 2 or (keeper_lost and kinds[2][1] > 2)
         assert told[2].exit is not None
         assert told[2].pid == first
         if keeper_lost:
