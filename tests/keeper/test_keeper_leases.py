@@ -262,12 +262,17 @@ async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, 
             group.parent.rmdir()
 
 
+def in_one_tree(path: str) -> Path:
+    """Of version 1 that of the pids, which has no settings to be made before anybody can be in it."""
+    mounts = [mount for mount in cgroup._mounts() if mount.endswith(("pids", "unified"))] or cgroup._mounts()
+    return Path(f"{mounts[0]}{path}")
+
+
 @needs_root
 async def test_a_group_used_again_while_an_engine_is_there_is_left_alone(keepers: Keepers, owner: Owner) -> None:
     keeper = await keepers.connect()
     path = f"/lighterman/test-{uuid.uuid4().hex}"
-    mounts = [mount for mount in cgroup._mounts() if mount.endswith(("pids", "unified"))] or cgroup._mounts()
-    group = Path(f"{mounts[0]}{path}")
+    group = in_one_tree(path)
     await keeper.lease("mine", owner.pidfd, groups=[path])
     await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000", lease="mine", recipe={"cgroup": path}))
     owner.end()
