@@ -75,7 +75,8 @@ def _ask(busctl: str, name: str, run_dir: str) -> bool:
         ("PIDs", "au", "1", str(os.getpid())),
     )
     manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    words = [busctl, "--quiet", f"--timeout={_WAIT_S:.0f}", "call", *manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail"]
+    words = [busctl, "--quiet", f"--timeout={_WAIT_S:.0f}", "call", *manager]
+    words += ["StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail"]
     words += [str(len(properties)), *(word for each in properties for word in each), "0"]
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     try:

@@ -100,7 +100,7 @@ def test_kill_by_listing_where_the_kernel_has_no_cgroup_kill(cgroup: Cgroup, mon
         assert parent.stdin
         parent.stdin.write(b"go\n")
         parent.stdin.flush()
-        eventually_sync(lambda: len(cgroup.pids()) == 301)
+        eventually_sync(lambda: len(cgroup.pids()) == 301, 120)
         assert cgroup.kill(DEADLINE_S)
         assert parent.wait(DEADLINE_S) == -signal.SIGKILL
 

@@ -38,7 +38,9 @@ def restoring(job: Job) -> Job:
 class Saving:
     """Of one container.
 
-    Args: command: calls its runtime. why_not: why there are no checkpoints here; None where there are.
+    Args:
+        command: calls its runtime. why_not: why there are no checkpoints here; None where there are.
+        own_network: whether it has a network namespace of its own.
     Attributes: idle: no call is under way that the container's removal would disturb.
     """
 
@@ -50,6 +52,7 @@ class Saving:
         keeper: Callable[[], KeeperClient],
         command: _Command,
         why_not: str | None,
+        own_network: bool,
     ) -> None:
         self._id = id
         self._runtime = runtime
@@ -57,6 +60,7 @@ class Saving:
         self._keeper = keeper
         self._command = command
         self._why_not = why_not
+        self._own_network = own_network
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -132,14 +136,16 @@ class Saving:
         await in_thread(saved.require_whole, self._id)
         options = await in_thread(MountOptions, self._cgroup.host)
         try:
-            return await call(saved.words())
+            init = await call(saved.words())
         except RuntimeFailed as failed:
             raise await in_thread(saved.blame, failed, "restore.log") from failed
         finally:
             await in_thread(options.set_back)
+        if self._own_network:
+            await self._raise_loopback(init)
+        return init
 
-    async def raise_loopback(self, init: OciProcess) -> None:
-        """See `checkpointing.raise_loopback`."""
+    async def _raise_loopback(self, init: OciProcess) -> None:
         try:
             await in_own_thread(lambda: raise_loopback(init.pid))
         except OSError as failed:

@@ -89,8 +89,7 @@ class OciSystem:
         self._segments = segments
         self._lease = lease
         self._upper = upper
-        self._own_network = own_network
-        self.saving = Saving(id, call.name, cgroup, keeper, self.command, no_checkpoints)
+        self.saving = Saving(id, call.name, cgroup, keeper, self.command, no_checkpoints, own_network)
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self._undoing: set[asyncio.Future[None]] = set()
@@ -131,20 +130,19 @@ class OciSystem:
         return await self._create_exec(process, exec_id)
 
     async def _create_init(self, process: ProcessConfig) -> OciProcess:
+        if process != self._process:
+            raise InvalidState(f"container {self._id}: its init process is the one of its spec", container=self._id)
+        return await self._spawn_init("run", (), process)
+
+    async def _spawn_init(self, operation: str, words: Sequence[str], process: ProcessConfig) -> OciProcess:
         if self._init is not None:
             raise InvalidState(f"container {self._id} has an init process already", container=self._id)
         if self._terminating:
             raise AlreadyStopped(f"container {self._id} was terminated", container=self._id)
-        if process != self._process:
-            raise InvalidState(f"container {self._id}: its init process is the one of its spec", container=self._id)
-        self._init = await self._spawn_init("run", (), process)
-        return self._init
-
-    async def _spawn_init(self, operation: str, words: Sequence[str], process: ProcessConfig) -> OciProcess:
         command = [operation, *words, "--detach", "--bundle", self.bundle.path, "--pid-file", self.bundle.pid_file]
         if process.terminal:
             command += ["--console-socket", self.bundle.console]
-        return await self._spawn(
+        self._init = await self._spawn(
             operation,
             "init",
             process,
@@ -153,6 +151,7 @@ class OciSystem:
             console=self.bundle.console if process.terminal else None,
             log=self.bundle.log,
         )
+        return self._init
 
     async def _create_exec(self, process: ProcessConfig, exec_id: str) -> OciProcess:
         check_id(exec_id)
@@ -545,11 +544,8 @@ class OciSystem:
 
     async def restore(self, name: str, directory: str) -> OciProcess:
         self.saving.must_be_possible("restore")
-        saved = SavedState.at(directory, name)
-        self._init = await self.saving.restore(saved, lambda words: self._spawn_init("restore", words, self._process))
-        if self._own_network:
-            await self.saving.raise_loopback(self._init)
-        return self._init
+        spawn = partial(self._spawn_init, "restore", process=self._process)
+        return await self.saving.restore(SavedState.at(directory, name), spawn)
 
     async def command(
         self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float = limits.RUNTIME_CALL_S
