@@ -17,6 +17,7 @@ from lighterman.flag import Flag
 from lighterman.images.image import Image
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRule
+from lighterman.lifecycle.status import Status
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.reader import read_frames
 from lighterman.logs.sink import OutputSink, Pin, Pump, StreamEnd
@@ -136,7 +137,7 @@ class Entry:
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.check: HealthCheck | None = None  # with its functions, which are not stored
         self.reason: str | None = None  # who asked for the end that comes next
-        self.ended = Flag()
+        self.ended = Flag()  # the run that is under way, or was last; the next one has its own
         self.removed = Flag()
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
@@ -189,6 +190,12 @@ class Entry:
     def is_registered(self) -> bool:
         """Whether a client watches it: from its start to its told end."""
         return self.client is not None and self.record.id in self.client.containers()
+
+    @property
+    def end_is_untold(self) -> bool:
+        """Whether its run is over, nobody watches it any more, and its end is on its way to here."""
+        running = self.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
+        return running and self.client is not None and not self.is_registered and not self.starting
 
     @property
     def client_name(self) -> str:

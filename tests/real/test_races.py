@@ -57,3 +57,23 @@ async def test_start_cancelled_while_it_is_written_down_is_undone(
         await starting
     assert container.status is Status.EXITED
     assert (await container.wait()).signal == 9
+
+
+async def test_stop_waits_for_the_run_that_it_ended_and_for_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = await engine.create("busybox", ["sleep", "1000"])
+    end = engine.runs.end
+
+    async def overtaken(entry: Entry, reason: str, grace_s: float) -> bool:
+        monkeypatch.undo()
+        ran = await end(entry, reason, grace_s)
+        await container.wait()
+        await container.start()
+        return ran
+
+    await container.start()
+    monkeypatch.setattr(engine.runs, "end", overtaken)
+    await asyncio.wait_for(container.stop(grace_s=0), 30)
+    assert container.status is Status.RUNNING
+    await container.remove(force=True)

@@ -38,7 +38,7 @@ class Checkpoints:
         if not leave_running:
             entry.reason = reason or "checkpoint"
             await self._runs.mark_stopped(entry)
-        generation, pid = record.generation, record.pid
+        generation, pid, ended = record.generation, record.pid, entry.ended
         try:
             await client.create_checkpoint(record.id, name, self._directory(entry), leave_running=leave_running)
         except LightermanError:
@@ -51,7 +51,7 @@ class Checkpoints:
         )
         await self._inside.books.tell_fact(entry, told)
         if not leave_running:
-            await entry.ended.wait()
+            await ended.wait()
 
     async def names(self, entry: Entry) -> Sequence[str]:
         """See `Container.checkpoints`."""

@@ -412,10 +412,11 @@ class Engine:
     async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
         out = capture(self._tasks, entry.output(1), max_output)
         err = None if entry.output_of.terminal else capture(self._tasks, entry.output(2), max_output)
+        ended = entry.ended
         try:
             async with self._clock.timeout(timeout_s):
-                await entry.ended.wait()
+                await ended.wait()
         except TimeoutError:
             await self.runs.end(entry, "timeout", 0)
-            await entry.ended.wait()
+            await ended.wait()
         return await out, await err if err is not None else (b"", False)

@@ -46,10 +46,10 @@ class Removal:
     async def _remove(self, entry: Entry) -> None:
         record, books = entry.record, self._inside.books
         # A start that has not come to its runtime yet goes no further, and what it has made is there to be removed.
-        entry.removing = True
+        entry.removing, ended = True, entry.ended
         try:
             if await self._runs.end(entry, "removed", 0):
-                await entry.ended.wait()
+                await ended.wait()
             await entry.start_over.wait()
         except BaseException:
             entry.removing = False

@@ -24,6 +24,7 @@ from lighterman.errors import (
     OperationTimeout,
     StoreError,
 )
+from lighterman.flag import Flag
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State
 from lighterman.lifecycle.restart import RestartRule
@@ -107,11 +108,13 @@ class Runs:
             raise NotFound(f"container {record.name} was removed", container=record.id)
         if entry.removing:
             raise _is_being_removed(entry)
-        if entry.starting or entry.is_registered:
+        if entry.starting or entry.is_registered or entry.end_is_untold:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
         entry.starting, entry.start_unwanted = True, False
         entry.start_over.clear()
-        entry.ended.clear()
+        if entry.ended.is_set():
+            # Who waits for the end before this one must not come to wait for the next.
+            entry.ended = Flag()
         self._inside.host.poke()
         try:
             await self._start(entry, options)
@@ -162,10 +165,11 @@ class Runs:
             raise
 
     async def _undo_start(self, entry: Entry) -> None:
+        ended = entry.ended
         try:
             await self.end(entry, "cancelled", 0)
             async with self._inside.clock.timeout(limits.CANCEL_S):
-                await entry.ended.wait()
+                await ended.wait()
         except (LightermanError, TimeoutError) as failed:
             log.error("container %s: undoing its start failed: %r", entry.record.name, failed)
 
@@ -243,8 +247,9 @@ class Runs:
     async def stop(self, entry: Entry, grace_s: float) -> ExitRecord | None:
         """See `Container.stop`."""
         check_seconds("grace_s", grace_s)
+        ended = entry.ended
         if await self.end(entry, "stop", grace_s):
-            await entry.ended.wait()
+            await ended.wait()
         else:
             await entry.start_over.wait()
         return entry.record.exit
@@ -281,8 +286,9 @@ class Runs:
 
     async def end_for_lease(self, entry: Entry) -> None:
         """Its lease is over. Returns when its end is told."""
+        ended = entry.ended
         if await self.end(entry, "lease", 0):
-            await entry.ended.wait()
+            await ended.wait()
 
     async def wait_exit(self, entry: Entry, timeout_s: float | None) -> ExitRecord:
         """See `Container.wait`."""
