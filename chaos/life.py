@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ _LIMITS = {
     "DRAIN_S": "3",
 }
 READY_S = 60.0
+
+
+log = logging.getLogger("chaos")
 
 
 class Died(Exception):
@@ -101,8 +105,13 @@ class Life:
         while line := await self.process.stdout.readline():
             if not line.endswith(b"\n"):
                 break
-            answer = json.loads(line)
-            future = self.ready if answer["n"] == 0 else self.pending.pop(answer["n"])[2]
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                log.exception("an engine has said %r", line[:200])
+                os.kill(self.process.pid, signal.SIGKILL)
+                break
+            _, _, future = self.pending.pop(answer["n"], ("", 0.0, self.ready))
             if not future.done():
                 future.set_result(answer)
         await self.process.wait()

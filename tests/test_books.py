@@ -119,6 +119,16 @@ async def test_fact_comes_before_the_removal(books: Books, entry: Entry, disk: D
     await books.bury(entry)
     await telling
     assert await kinds(books) == ["exit", "remove"]
+    # Killed between the two, the next engine finds a removal to go on with.
+    assert disk.rows == [("removing", "exit")]
+
+
+async def test_what_is_told_after_the_removal_brings_no_row_back(books: Books, entry: Entry, disk: Disk) -> None:
+    books.strike(entry)
+    await books.bury(entry)
+    await books.tell_fact(entry, end_of(entry))
+    assert await kinds(books) == ["remove"]
+    assert disk.rows == []
 
 
 async def test_facts_keep_their_order(books: Books, entry: Entry, disk: Disk) -> None:

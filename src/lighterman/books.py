@@ -154,8 +154,11 @@ class Books:
         _written(entry, change)
 
     async def _write_untold(self, entry: Entry) -> None:
+        if entry.buried:
+            # Nobody can ask for it any more, and its row must not come back.
+            entry.untold.clear()
         while entry.untold:
-            change = Change() if entry.removed.is_set() else _change(entry)
+            change = _change(entry)
             await self.journal.commit(entry.untold[0], change)
             entry.untold.popleft()
             _written(entry, change)
@@ -166,6 +169,7 @@ class Books:
         stone = Tombstone(record.id, record.name, self._clock.wall() + limits.TOMBSTONE_S, msgspec.json.encode(record))
         event = Event(kind="remove", container=record.id, name=record.name, generation=record.generation)
         await self.journal.commit(event, Change(delete=record.id, tombstone=stone))
+        entry.buried = True
 
     def remember(self, stone: Tombstone, entry: Entry) -> None:
         """A tombstone from the store."""
@@ -177,11 +181,15 @@ class Books:
 
 def _change(entry: Entry) -> Change:
     """The record, and what has changed of that which stands beside it."""
-    id, dues, saved = entry.record.id, entry.execs_due, entry.execs_due_saved
+    record = entry.record
+    if entry.removed.is_set():
+        # Nobody finds it any more, and something of it is left: the next engine goes on with its removal.
+        record = msgspec.structs.replace(record, status=Status.REMOVING)
+    id, dues, saved = record.id, entry.execs_due, entry.execs_due_saved
     changed = [(id, name, due) for name, due in dues.items() if name not in saved]
     over = [(id, name, None) for name in saved if name not in dues]
     return Change(
-        save=(id, msgspec.json.encode(entry.record)),
+        save=(id, msgspec.json.encode(record)),
         restarts=(id, entry.restarts) if entry.restarts != entry.restarts_saved else None,
         execs_due=(*changed, *over),
     )

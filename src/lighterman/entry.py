@@ -139,6 +139,7 @@ class Entry:
         self.reason: str | None = None  # who asked for the end that comes next
         self.ended = Flag()  # the run that is under way, or was last; the next one has its own
         self.removed = Flag()
+        self.buried = False  # its row is out of the store
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
         self.start_unwanted = False  # a start that has not come to its runtime yet goes no further

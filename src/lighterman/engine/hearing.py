@@ -13,7 +13,7 @@ from lighterman.entry import Entry, Output, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
-from lighterman.lifecycle.status import next_status
+from lighterman.lifecycle.status import Status, next_status
 from lighterman.spec import ExitRecord
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.streams import Streams
@@ -68,7 +68,8 @@ class Hearing:
         if info.state in (State.EXIT, State.RESTART):
             exit = await self._with_last_words(entry, exit_record(info, entry.reason))
         # From here to the commit nobody comes between: the record and its event are one.
-        record.status = next_status(record.status, info.state)
+        if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
+            record.status = next_status(record.status, info.state)
         record.generation, record.pid = info.generation, info.pid
         if info.state in (State.START, State.RESTORE):
             record.started_at, record.exit, record.starting = info.started_at, None, 0
