@@ -39,6 +39,9 @@ class ExecArguments(msgspec.Struct, frozen=True, kw_only=True):
     console_size: ConsoleSize | None = None
 
 
+msgspec.json.Decoder(ExecArguments)  # makes the type known at import, see `recovery`
+
+
 def exec_arguments(
     argv: Sequence[str],
     *,

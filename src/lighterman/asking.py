@@ -110,6 +110,9 @@ _RESOURCES = frozenset(Resources.__struct_fields__)
 _SPEC = frozenset(ContainerSpec.__struct_fields__)
 
 
+msgspec.json.Decoder(ContainerSpec)  # makes the type known at import, see `recovery`
+
+
 def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, options: Options) -> ContainerSpec:
     """Check what Python lets through, and bring it into one form.
 

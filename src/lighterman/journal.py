@@ -114,6 +114,9 @@ class Journal:
             await news.wait()
 
 
+_EVENT = msgspec.json.Decoder(Event)  # at import, see `recovery`
+
+
 def _decoded(row: StoredEvent) -> Event:
-    event = msgspec.json.decode(row.body, type=Event)
+    event = _EVENT.decode(row.body)
     return msgspec.structs.replace(event, seq=row.seq, time=row.at)

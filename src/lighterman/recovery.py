@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 HOST_RESTARTED = "host restarted"
 _KEEPER_LOST = "keeper lost"
+# Made at import: msgspec 0.22 crashes where two threads, each with an engine, meet a new type at once.
+_RECORD = msgspec.json.Decoder(Record)
 _AT_ONCE = 16  # containers that are taken up: each waits for the keeper, for threads and for the disk, in turns
 
 
@@ -80,7 +82,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
 def decoded(encoded: bytes) -> Record:
     """A row of the store. Raises: StoreError."""
     try:
-        return msgspec.json.decode(encoded, type=Record)
+        return _RECORD.decode(encoded)
     except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
         raise StoreError(f"a record in the store can't be read: {wrong}: it is of another version") from wrong
 

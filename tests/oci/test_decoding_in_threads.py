@@ -11,13 +11,28 @@ import pytest
 FIRST_USE = """
 import sys, threading
 from pathlib import Path
+from lighterman.arguments import exec_arguments
+from lighterman.asking import container_spec
+from lighterman.journal import _decoded as event_of
 from lighterman.logs.feeds import _load
+from lighterman.recovery import decoded as record_of
 from lighterman.runtimes.oci.adoption import _init_process
+from lighterman.runtimes.oci.calls import decode_meta
 from lighterman.runtimes.oci.failures import _binds
 from lighterman.runtimes.oci.probe import _read
+from lighterman.runtimes.oci.runtime import _read_document
 from lighterman.runtimes.oci.seccomp.resolve import decode_profile
+from lighterman.store.base import StoredEvent
 directory = sys.argv[1]
+nothing = dict(env=None, workdir=None, user=None, stdin=False, terminal=False, console_size=None)
+record = b'{"id": "a", "name": "b", "spec": {"image": "c", "argv": []}, "created_at": 1.0}'
 calls = [
+    lambda: record_of(record),
+    lambda: event_of(StoredEvent(1, 1.0, b'{"kind": "exit"}')),
+    lambda: decode_meta(b"{}"),
+    lambda: _read_document(b"{}"),
+    lambda: container_spec("busybox", ["true"], stdin=False, options={}),
+    lambda: exec_arguments(["true"], **nothing),
     lambda: decode_profile(b'{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}', "x"),
     lambda: _init_process(directory),
     lambda: _binds(directory + "/config.json"),

@@ -226,9 +226,12 @@ class RestartManager:
         self._waiting = False
 
 
+_SAVED = msgspec.json.Decoder(_Saved)  # at import, see `recovery`
+
+
 def _decoded(saved: bytes) -> _Saved:
     try:
-        return msgspec.json.decode(saved, type=_Saved)
+        return _SAVED.decode(saved)
     except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
         raise InvalidSpec(f"a restart history can't be read: {wrong}: it is of another version") from wrong
 

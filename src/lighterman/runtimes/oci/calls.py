@@ -53,10 +53,13 @@ class RuntimeCall(msgspec.Struct, frozen=True, kw_only=True):
         return (self.name, "--root", self.root, "--log", log, "--log-format", "json", *words)
 
 
+_META = msgspec.json.Decoder(JobMeta)  # at import, see `recovery`
+
+
 def decode_meta(encoded: bytes) -> JobMeta | None:
     """None for a job of somebody else."""
     try:
-        return msgspec.json.decode(encoded, type=JobMeta)
+        return _META.decode(encoded)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
 

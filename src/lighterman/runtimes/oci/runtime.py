@@ -415,9 +415,12 @@ def _undo_prepare(bundle: Bundle, mount: int | None) -> None:
     bundle.remove()
 
 
+_DOCUMENT = msgspec.json.Decoder(_Document)  # at import, see `recovery`
+
+
 def _read_document(encoded: bytes) -> _Document:
     try:
-        return msgspec.json.decode(encoded, type=_Document)
+        return _DOCUMENT.decode(encoded)
     except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
         raise InvalidSpec(f"the OCI document can't be read: {wrong}") from wrong
 
