@@ -548,9 +548,9 @@ class OciSystem:
         return await self.saving.restore(SavedState.at(directory, name), spawn)
 
     async def command(
-        self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float = limits.RUNTIME_CALL_S
+        self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float | None = None
     ) -> None:
-        """Call the runtime for a command and raise its failure."""
+        """Call the runtime for a command and raise its failure; it has `limits.RUNTIME_CALL_S`, or so many seconds."""
         log = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.log"
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -561,7 +561,7 @@ class OciSystem:
                     executable=self.call.executable,
                     env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path, **(env or {})},
                     stdio=(null, null, null),
-                    timeout_s=timeout_s,
+                    timeout_s=timeout_s if timeout_s is not None else limits.RUNTIME_CALL_S,
                 )
             )
             if spawned.status != 0:
