@@ -102,6 +102,14 @@ def running_in(container_id: str) -> list[int]:
     return found
 
 
+def runs(pid: int, program: bytes) -> bool:
+    """Whether it is the program itself, and not what the runtime was a moment before."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(program + b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def end_root(path: Path) -> None:
     """Remove every container of a root, whoever made it, and the root's part below RUN."""
 

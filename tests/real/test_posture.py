@@ -354,7 +354,14 @@ os.chdir("/tmp")
 os.set_inheritable(os.open("/", os.O_RDONLY), True)
 from lighterman import Engine
 
-def show(pid):
+def runs_its_program(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read().startswith("sleep")
+
+async def show(pid):
+    # The runtime has let go of it a moment before it becomes the program.
+    while not runs_its_program(pid):
+        await asyncio.sleep(0.001)
     with open(f"/proc/{pid}/status") as file:
         found = dict(line.rstrip().split(":\\t", 1) for line in file)
     with open(f"/proc/{pid}/oom_score_adj") as file:
@@ -367,8 +374,8 @@ def show(pid):
 async def main():
     async with Engine(runtime=runtime) as engine:
         async with engine.container("busybox", ["sleep", "1000"]) as box:
-            show(box.pid)
-            show((await box.start_exec(["sleep", "1000"])).pid)
+            await show(box.pid)
+            await show((await box.start_exec(["sleep", "1000"])).pid)
 asyncio.run(main())
 """
 

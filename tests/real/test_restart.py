@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from real_support import logged, process_is_there
+from real_support import logged, process_is_there, runs
 
 from lighterman import Engine, Resources
 from lighterman.lifecycle.status import Status
@@ -58,6 +58,8 @@ async def test_always_goes_on_until_stopped(engine: Engine) -> None:
 @pytest.mark.parametrize("policy", ["always", "unless-stopped", "on-failure"])
 async def test_stop_ends_it_whatever_the_policy(engine: Engine, policy: str) -> None:
     async with engine.container("busybox", ["sleep", "1000"], restart=policy) as box:
+        # A runc that is not the program yet has an exit status of its own for the stop signal.
+        await eventually(lambda: runs(box.pid, b"sleep"))
         exit = await box.stop(grace_s=0.1)
         assert exit is not None
         assert (exit.signal, exit.reason, exit.generation) == (9, "stop", 1)

@@ -16,7 +16,8 @@ from lighterman.spec import HostFile
 __all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file", "write_host_files"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_KNOWN = ("config.json", "pid", "log.json", "console")
+# `.pid` is runc's, which writes the pid file under that name first, and leaves it there if it is killed meanwhile.
+_KNOWN = ("config.json", "pid", ".pid", "log.json", "console")
 
 
 def check_id(id: str) -> None:
@@ -78,7 +79,7 @@ class Bundle(msgspec.Struct, frozen=True):
         unlink_all(*(f"{self.path}/{name}" for name in _KNOWN))
         try:
             for entry in list(os.scandir(self.path)):
-                if entry.name.startswith("exec-"):
+                if entry.name.startswith(("exec-", ".exec-")):
                     unlink_all(entry.path)
         except FileNotFoundError:
             return []

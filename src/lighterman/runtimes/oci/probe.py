@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal as signals
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,6 +47,8 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Made here: msgspec crashes where two threads decode a type for the first time at once.
+_RAN = b"lighterman"  # what the container says
+_UNKNOWN = "unknown"  # the version of one that could not be asked
 _VERDICTS = msgspec.json.Decoder(Verdicts)
 
 
@@ -58,7 +62,8 @@ def probe_all(cache_file: str | None = None, *, search: str | None = None) -> tu
     if cache_file is not None and (kept := _read(cache_file)) is not None and kept.key == key:
         return kept.probed
     probed = tuple(_probe(name, path) for name, path in found)
-    if cache_file is not None and probed:
+    # That it did not answer in time holds for this moment only.
+    if cache_file is not None and probed and all(one.version != _UNKNOWN for one in probed):
         _write(cache_file, Verdicts(key=key, probed=probed))
     return probed
 
@@ -90,17 +95,17 @@ def pick(probed: Sequence[Probed], wanted: str | None = None) -> tuple[Probed, s
 
 def _probe(name: str, path: str) -> Probed:
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, timeout=_CALL_S, check=False)
+        said = _call(path, "--version")
         version = said.stdout.decode(errors="replace").partition("\n")[0].removeprefix(f"{name} version ").strip()
         refusal = _try_container(path)
     except (OSError, subprocess.TimeoutExpired) as failed:
-        return Probed(name=name, path=path, version="unknown", refusal=str(failed))
+        return Probed(name=name, path=path, version=_UNKNOWN, refusal=str(failed))
     return Probed(name=name, path=path, version=version, refusal=refusal, no_checkpoints=why_no_checkpoints(name))
 
 
 def _try_container(path: str) -> str | None:
-    """Run `true` of the host in a container with a read-only view of the host's programs; None when it went well."""
-    program = shutil.which("true") or "/bin/true"
+    """Run `echo` of the host in a container with a read-only view of the host's programs; None when it went well."""
+    program = shutil.which("echo") or "/bin/echo"
     with tempfile.TemporaryDirectory(prefix="lighterman-probe-") as directory:
         os.mkdir(f"{directory}/rootfs")
         id = f"probe-{os.getpid()}-{os.path.basename(directory)}"
@@ -109,23 +114,38 @@ def _try_container(path: str) -> str | None:
         log = f"{directory}/log.json"
         base = [path, "--root", f"{directory}/state", "--log", log, "--log-format", "json"]
         try:
-            ran = subprocess.run(
-                [*base, "run", "--bundle", directory, id],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_CALL_S,
-                check=False,
-            )
+            ran = _call(*base, "run", "--bundle", directory, id)
         except subprocess.TimeoutExpired:
-            subprocess.run([*base, "delete", "--force", id], capture_output=True, timeout=_CALL_S, check=False)
+            _call(*base, "delete", "--force", id)
             raise
-        if ran.returncode == 0:
+        # Not by its exit status: of that a host program which ignores SIGCHLD learns nothing.
+        if ran.stdout.strip() == _RAN:
             return None
-        subprocess.run([*base, "delete", "--force", id], capture_output=True, timeout=_CALL_S, check=False)
+        _call(*base, "delete", "--force", id)
         # A runtime that gives up half-way leaves some of the cgroups that it has made.
         Cgroup(f"/lighterman/{id}", cgroup_host()).remove()
         said = read_last_words(log) or " ".join(ran.stderr.decode(errors="replace").split())
         return said[-500:] or f"exit status {ran.returncode}"
+
+
+def _call(*argv: str) -> subprocess.CompletedProcess[bytes]:
+    """Raises: OSError, subprocess.TimeoutExpired."""
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_CALL_S,
+        check=False,
+        # What the host program ignores or blocks, its children do too: crun waits for ever without SIGCHLD.
+        preexec_fn=_plain_signals,
+    )
+
+
+def _plain_signals() -> None:
+    for number in signals.valid_signals() - {signals.SIGKILL, signals.SIGSTOP}:
+        with contextlib.suppress(OSError):
+            signals.signal(number, signals.SIG_DFL)
+    signals.pthread_sigmask(signals.SIG_SETMASK, ())
 
 
 def _document(program: str, id: str) -> dict[str, object]:
@@ -136,7 +156,12 @@ def _document(program: str, id: str) -> dict[str, object]:
     ]
     return {
         "ociVersion": "1.0.2",
-        "process": {"args": [program], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin:/usr/bin"]},
+        "process": {
+            "args": [program, _RAN.decode()],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+            "env": ["PATH=/bin:/usr/bin"],
+        },
         "root": {"path": "rootfs"},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
