@@ -199,7 +199,7 @@ def test_statistics_show_limits_that_are_set(cgroup: Cgroup) -> None:
 def test_oom_kills_in_a_cgroup_below_are_counted(cgroup: Cgroup) -> None:
     memory = cgroup.host.hierarchy_of("memory")
     if memory is None:
-        pytest.skip("no memory controller")
+        pytest.skip("this host has no memory controller to set a limit with")
     make(cgroup, "/sub")
     name = "memory.limit_in_bytes" if memory.version == 1 else "memory.max"
     with open(f"{memory.mount_point}{cgroup.path}/{name}", "w", encoding="ascii") as file:

@@ -106,7 +106,7 @@ def limited() -> Iterator[Cgroup]:
     host = host_or_skip()
     memory = host.hierarchy_of("memory")
     if memory is None:
-        pytest.skip("no memory controller")
+        pytest.skip("this host has no memory controller to set a limit with")
     cgroup = Cgroup(f"/lighterman-test-{uuid.uuid4().hex[:8]}/c1", host)
     make(cgroup)
     directory = Path(f"{memory.mount_point}{cgroup.path}")
