@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, StoreError
+from lighterman.runtimes.oci import syscalls
 from lighterman.spec import HostFile
 
 __all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file", "write_host_files"]
@@ -57,6 +59,15 @@ class Bundle(msgspec.Struct, frozen=True):
         """The socket on which the runtime sends the terminal."""
         return f"{self.path}/console"
 
+    @property
+    def runtime_environment(self) -> dict[str, str]:
+        """For every call of the runtime: what it makes outside of its state is made here, and goes with the bundle.
+
+        `_LIBCONTAINER_STATEDIR`: where crun and runc put the file over which they mount their own binary, to execute it
+        read-only (CVE-2019-5736); in /tmp otherwise, where a killed one leaves it.
+        """
+        return {"PATH": os.defpath, "XDG_RUNTIME_DIR": self.path, "_LIBCONTAINER_STATEDIR": self.path}
+
     def make(self) -> None:
         """Raises: StoreError."""
         try:
@@ -81,6 +92,8 @@ class Bundle(msgspec.Struct, frozen=True):
             for entry in list(os.scandir(self.path)):
                 if entry.name.startswith(("exec-", ".exec-")):
                     unlink_all(entry.path)
+                elif entry.name.startswith(("crun.", "runc.")):
+                    _unlink_binary(entry.path)
         except FileNotFoundError:
             return []
         for directory in (self.rootfs, self.path):
@@ -139,6 +152,17 @@ def read_last_words(path: str) -> str:
         if isinstance(entry, dict) and "msg" in entry:
             words.append(str(entry["msg"]))
     return "; ".join(" ".join(word.split()) for word in words)[-limits.LAST_WORDS_BYTES :]
+
+
+def _unlink_binary(path: str) -> None:
+    """Of a runtime that was killed before it unlinked it, or even before it unmounted its binary from there."""
+    try:
+        unlink_all(path)
+    except OSError as failed:
+        if failed.errno != errno.EBUSY:
+            raise
+        syscalls.detach_mount(path)
+        unlink_all(path)
 
 
 def unlink_all(*paths: str) -> None:

@@ -21,6 +21,7 @@ AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 CLONE_FS = 0x200
 CLONE_NEWNET = 0x40000000
 MS_REMOUNT = 32  # sys/mount.h
+MNT_DETACH = 2
 
 
 @cache
@@ -51,6 +52,12 @@ def unshare_fs() -> None:
 def remount(path: str, flags: int, options: str) -> None:
     """mount(2) of what is mounted at `path` with other options. Raises: OSError."""
     if libc().mount(b"none", os.fsencode(path), None, MS_REMOUNT | flags, options.encode()) == -1:
+        _raise()
+
+
+def detach_mount(path: str) -> None:
+    """umount2(2) of what is mounted at `path`, also where it is in use. Raises: OSError."""
+    if libc().umount2(os.fsencode(path), MNT_DETACH) == -1:
         _raise()
 
 

@@ -303,7 +303,7 @@ class OciSystem:
             job=f"{self._id}:{uuid.uuid4().hex[:12]}",
             argv=argv,
             executable=self.call.executable,
-            env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path},
+            env=self.bundle.runtime_environment,
             pid_file=pid_file,
             stdio=ends.theirs,
             extra_fds=extra_fds,
@@ -559,7 +559,7 @@ class OciSystem:
                     job=f"{self._id}:{uuid.uuid4().hex[:12]}",
                     argv=self.call.argv(log, operation, *words),
                     executable=self.call.executable,
-                    env={"PATH": os.defpath, "XDG_RUNTIME_DIR": self.bundle.path, **(env or {})},
+                    env={**self.bundle.runtime_environment, **(env or {})},
                     stdio=(null, null, null),
                     timeout_s=timeout_s if timeout_s is not None else limits.RUNTIME_CALL_S,
                 )
