@@ -29,6 +29,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--faults", type=int, default=40, help="that are tried in a round")
     parser.add_argument("--containers", type=int, default=12)
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="so many rounds beside each other, each with its own root"
+    )
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--first", type=int, default=0, help="the round to begin with: to see one again")
     parser.add_argument("--for", dest="for_s", type=float, default=None, help="begin no round after so many seconds")
@@ -39,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 async def play(options: argparse.Namespace, seed: int) -> Figures:
-    """All the rounds; a signal ends the round that is under way and cleans up after it."""
+    """All the rounds; a signal ends those that are under way and cleans up after them."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     signalled: list[int] = []
@@ -53,10 +56,12 @@ async def play(options: argparse.Namespace, seed: int) -> Figures:
     runtimes = tuple(one.name for one in await asyncio.to_thread(probe_all) if one.refusal is None)
     if not runtimes:
         sys.exit("chaos: no OCI runtime runs containers here: see `lighterman doctor`")
-    figures = Figures(seed=seed, containers=options.containers)
+    figures = Figures(seed, options.containers, options.faults, options.at_once)
     began = time.monotonic()
-    try:
-        for index in range(options.first, options.first + options.rounds):
+    indexes = iter(range(options.first, options.first + options.rounds))
+
+    async def one_after_the_other() -> None:
+        for index in indexes:
             if options.for_s is not None and time.monotonic() - began > options.for_s:
                 break
             ledger = Ledger()
@@ -68,6 +73,11 @@ async def play(options: argparse.Namespace, seed: int) -> Figures:
                 figures.add(ledger, [Violation(seed, index, text) for text in ledger.problems])
             _tell(index, ledger, time.monotonic() - started, plan.runtime, plan.small_disk)
             figures.seconds = time.monotonic() - began
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(options.at_once):
+                group.create_task(one_after_the_other())
     except asyncio.CancelledError:
         if not signalled:
             raise

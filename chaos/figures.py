@@ -21,6 +21,8 @@ class Figures:
 
     seed: int
     containers: int
+    tried: int  # faults in each round
+    at_once: int
     rounds: int = 0
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
@@ -76,12 +78,16 @@ def write_readme(readme: Path, figures: Figures) -> None:
     if not marker:
         raise ValueError(f"{readme}: no {BEGIN} and {END}")
     rows = "\n".join(f"| {name} | {count} |" for name, count in figures.faults.most_common())
+    command = (
+        f"--rounds {figures.rounds} --containers {figures.containers} --faults {figures.tried} "
+        f"--at-once {figures.at_once} --seed {figures.seed}"
+    )
     section = (
         f"\n{sum(figures.faults.values()):,} faults in {figures.rounds:,} rounds with {figures.containers} containers "
         f"each: **{len(figures.violations)} violations**. Compared were {figures.exits:,} exits, of which "
         f"{figures.unknowns:,} were `unknown` because the keeper itself had been killed, and {figures.lines:,} lines "
         f"of output, each there once.\n\n| fault | times |\n| --- | --- |\n{rows}\n\n"
-        f'({time.strftime("%Y-%m-%d")}, `make chaos ARGS="--rounds {figures.rounds} --containers '
-        f'{figures.containers} --seed {figures.seed}"`, {figures.seconds / 60:.0f} minutes on 2 cores)\n'
+        f'({time.strftime("%Y-%m-%d")}, `make chaos ARGS="{command}"`, '
+        f"{figures.seconds / 60:.0f} minutes on 2 cores)\n"
     )
     readme.write_text(f"{before}{BEGIN}{section}{END}{after}")
