@@ -123,6 +123,21 @@ async def test_fact_comes_before_the_removal(books: Books, entry: Entry, disk: D
     assert disk.rows == [("removing", "exit")]
 
 
+async def test_facts_that_waited_are_written_together(books: Books, entry: Entry, disk: Disk) -> None:
+    """The record shows what all of them led to: an engine killed between two would leave an end that is never told."""
+    disk.full = True
+    telling = [
+        asyncio.ensure_future(books.tell_fact(entry, Event(kind=kind, container=entry.record.id)))
+        for kind in ("start", "exit")
+    ]
+    await eventually(lambda: disk.asked >= 4)
+    entry.record.status = Status.EXITED
+    disk.full = False
+    await asyncio.gather(*telling)
+    assert disk.rows == [("exited", "exit")]
+    assert await kinds(books) == ["start", "exit"]
+
+
 async def test_what_is_told_after_the_removal_brings_no_row_back(books: Books, entry: Entry, disk: Disk) -> None:
     books.strike(entry)
     await books.bury(entry)

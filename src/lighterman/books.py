@@ -147,21 +147,28 @@ class Books:
         await (writing if self._store.never_waits else to_its_end(writing))
 
     async def _write(self, entry: Entry, event: Event | None = None) -> None:
-        # The record has the state that they led to: it must not be written without them.
-        await self._write_untold(entry)
+        if entry.buried:
+            # Nobody can ask for it any more, and its row must not come back.
+            entry.untold.clear()
+        # The record has the state that all of them led to: none of them may be missing where it is written.
+        facts = tuple(entry.untold)
+        *earlier, last = (*facts, event)
         change = _change(entry)
-        await (self._store.commit(change) if event is None else self.journal.commit(event, change))
+        if last is None and earlier:
+            last = earlier.pop()
+        if last is None:
+            await self._store.commit(change)
+        else:
+            await self.journal.commit(last, change, earlier=[each for each in earlier if each is not None])
+        for _ in facts:
+            entry.untold.popleft()
         _written(entry, change)
 
     async def _write_untold(self, entry: Entry) -> None:
         if entry.buried:
-            # Nobody can ask for it any more, and its row must not come back.
             entry.untold.clear()
-        while entry.untold:
-            change = _change(entry)
-            await self.journal.commit(entry.untold[0], change)
-            entry.untold.popleft()
-            _written(entry, change)
+        if entry.untold:
+            await self._write(entry)
 
     async def _bury(self, entry: Entry) -> None:
         await self._write_untold(entry)

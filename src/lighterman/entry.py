@@ -33,7 +33,20 @@ if TYPE_CHECKING:
     from lighterman.journal import Event
     from lighterman.logs.feeds import Feeds
 
-__all__ = ["Entry", "ExecEntry", "Output", "exit_record", "last_words", "not_started", "read_output", "take_output"]
+__all__ = [
+    "PROBE",
+    "Entry",
+    "ExecEntry",
+    "Output",
+    "exit_record",
+    "last_words",
+    "not_started",
+    "read_output",
+    "take_output",
+]
+
+
+PROBE = "probe-"  # what the names of a health check's processes begin with: the next engine ends those
 
 
 class Output:
@@ -168,6 +181,7 @@ class Entry:
             name, self._pump, self.directory / "execs" / name, self.record.spec.log_policy
         )
         life.due = self.execs_due.get(name)
+        life.is_probe = name.startswith(PROBE)
         return life
 
     def feed_sinks(self, callables: Sequence[CallableSink] = ()) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import signal as signals
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from lighterman import limits
 from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec_arguments
 from lighterman.capture import capture
 from lighterman.clock import Clock
-from lighterman.entry import Entry, ExecEntry
+from lighterman.entry import PROBE, Entry, ExecEntry
 from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound, NotSupported
 from lighterman.host import Host
 from lighterman.results import Result
@@ -40,11 +40,13 @@ class Execs:
         tasks: OwnedTasks,
         host: Callable[[], Host],
         client_of: Callable[[Entry], Client],
+        save: Callable[[Entry], Awaitable[None]],
     ) -> None:
         self._clock = clock
         self._tasks = tasks
         self._host = host
         self._client_of = client_of
+        self._save = save
 
     async def start(
         self,
@@ -89,10 +91,9 @@ class Execs:
         )
         for old in entry.surplus_execs():
             self._tasks.finish(old.forget(), f"forget exec {old.name}")
-        life = entry.new_exec(os.urandom(6).hex())
-        life.is_probe = is_probe
+        life = entry.new_exec(f"{PROBE if is_probe else ''}{os.urandom(6).hex()}")
         if timeout_s is not None:
-            life.due = self._clock.mono() + timeout_s
+            await self._bound(entry, life, timeout_s)
         try:
             life.pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:
@@ -101,15 +102,30 @@ class Execs:
                 self._tasks.finish(self._kill_when_started(entry, life), f"undo exec {life.name}")
             else:
                 entry.execs.pop(life.name, None)
+                entry.execs_due.pop(life.name, None)
             raise
         if timeout_s is not None and is_watched:
             self._tasks.watch(self._watch_time(entry, life, timeout_s), f"watch the time of exec {life.name}")
         return life
 
+    async def _bound(self, entry: Entry, life: ExecEntry, timeout_s: float) -> None:
+        life.due = self._clock.mono() + timeout_s
+        if not life.is_probe:
+            # Before it runs: whoever dies from here on, the next engine knows when its time is over.
+            entry.execs_due[life.name] = life.due
+            try:
+                await self._save(entry)
+            except BaseException:
+                entry.execs.pop(life.name, None)
+                entry.execs_due.pop(life.name, None)
+                raise
+
     def take_up(self, entry: Entry) -> None:
-        """See to the time of those that an earlier engine has started."""
+        """See to the time of those that an earlier engine has started; who waits for a probe of its is gone."""
         for life in entry.execs.values():
-            if life.due is not None and not life.ended.is_set():
+            if life.is_probe and not life.ended.is_set():
+                self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}")
+            elif life.due is not None and not life.ended.is_set():
                 left_s = max(0.0, life.due - self._clock.mono())
                 self._tasks.watch(self._watch_time(entry, life, left_s), f"watch the time of exec {life.name}")
 

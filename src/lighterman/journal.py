@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import msgspec
 
@@ -58,13 +58,14 @@ class Journal:
         self._news: asyncio.Event = asyncio.Event()
         self._since_trim = 0
 
-    async def commit(self, event: Event, change: Change | None = None) -> int:
-        """Store an event and what belongs to it in one transaction; returns its number. Raises: StoreError."""
-        change = msgspec.structs.replace(change or Change(), event=(self._clock.wall(), msgspec.json.encode(event)))
+    async def commit(self, event: Event, change: Change | None = None, *, earlier: Sequence[Event] = ()) -> int:
+        """Store an event, those before it and what they led to in one transaction; its number. Raises: StoreError."""
+        *before, last = [(self._clock.wall(), msgspec.json.encode(each)) for each in (*earlier, event)]
+        change = msgspec.structs.replace(change or Change(), event=last, earlier=tuple(before))
         number = await self._store.commit(change)
         news, self._news = self._news, asyncio.Event()
         news.set()
-        self._since_trim += 1
+        self._since_trim += 1 + len(before)
         if self._since_trim >= limits.EVENTS_KEPT // 10:
             self._since_trim = 0
             try:

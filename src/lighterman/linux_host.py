@@ -36,6 +36,7 @@ from lighterman.runtimes.oci.cgroups import (
 )
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
+from lighterman.runtimes.oci.orphans import end_orphans
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
@@ -84,6 +85,7 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     keeper = await KeeperClient.start_or_connect(root.run, root.state)
     host = LinuxHost(root, keeper, probed, facts, chosen, reason)
     try:
+        await _end_orphans(root, keeper)
         await host.runtime(None)
     except BaseException:
         await host.close(by_force=root.private)
@@ -210,6 +212,7 @@ class LinuxHost:
             starting = asyncio.ensure_future(KeeperClient.start_or_connect(self._root.run, self._root.state))
             try:
                 keeper = await to_its_end(starting)
+                await _end_orphans(self._root, keeper)
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
                 await grant_again(keeper)
@@ -449,6 +452,14 @@ def _listed(directory: str) -> set[str]:
         return set(os.listdir(directory))
     except FileNotFoundError:
         return set()
+
+
+async def _end_orphans(root: StateRoot, keeper: KeeperClient) -> None:
+    """Those of a keeper that was killed; where nothing is left of a run, none was under way."""
+    if await in_thread(_listed, f"{root.run}/bundles"):
+        ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid)
+        if ended:
+            log.warning("ended %d runtime calls of a keeper that was lost", len(ended))
 
 
 async def _sweep() -> None:

@@ -88,7 +88,9 @@ class Engine:
             lambda entry: self.runs.end_for_lease(entry),
             lambda entry: self.removal.remove_for_lease(entry),
         )
-        self.execs = Execs(self._clock, inside.tasks, lambda: inside.host, inside.client_of)
+        self.execs = Execs(
+            self._clock, inside.tasks, lambda: inside.host, inside.client_of, lambda entry: inside.books.save(entry)
+        )
         hearing = Hearing(inside, platform, self.leases, lambda: self.watches)
         self.runs = Runs(inside, self.leases, hearing, lambda: self.watches)
         self.removal = Removal(inside, self.runs, self.leases)
@@ -183,6 +185,8 @@ class Engine:
         inside = self.inside
         self.leases.close()
         lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
+        # An end that is under way hears of it only as long as somebody watches.
+        await self._tasks.settle(limits.CANCEL_S)
         for client in inside.clients.values():
             await client.close()
         await self._tasks.close(limits.CANCEL_S)

@@ -126,8 +126,6 @@ class Hearing:
         if info.state is State.EXIT_PROCESS:
             exit = exit_record(info, life.reason if life else None)
             entry.execs_due.pop(info.process_id, None)
-        elif life is not None and life.due is not None and not life.is_probe:
-            entry.execs_due[life.name] = life.due
         event = Event(
             kind=info.state,
             container=entry.record.id,

@@ -33,7 +33,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         save: container id and encoded record. delete: container id, with all that belongs to it. tombstone: instead of
             what is deleted.
-        event: time (Unix, seconds) and body of a row for the journal.
+        event: time (Unix, seconds) and body of a row for the journal. earlier: of those before it.
         restarts: container id and the history of its restarts; an empty one goes.
         execs_due: container id and exec id of execs whose time is bounded, and when it is over (seconds on
             CLOCK_MONOTONIC); None for one that has ended.
@@ -45,6 +45,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     delete: str | None = None
     tombstone: Tombstone | None = None
     event: tuple[float, bytes] | None = None
+    earlier: tuple[tuple[float, bytes], ...] = ()
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):

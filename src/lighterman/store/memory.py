@@ -25,9 +25,9 @@ class MemoryStore:
     async def commit(self, change: Change) -> int:
         if change.event is None:
             return 0
-        self._last += 1
-        at, body = change.event
-        self._events.append(StoredEvent(self._last, at, body))
+        for at, body in (*change.earlier, change.event):
+            self._last += 1
+            self._events.append(StoredEvent(self._last, at, body))
         return self._last
 
     async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:

@@ -178,6 +178,8 @@ class SqliteStore:
             )
         if change.event is None:
             return 0
+        for event in change.earlier:
+            self._db.execute("INSERT INTO events (at, body) VALUES (?, ?)", event)
         number = self._db.execute("INSERT INTO events (at, body) VALUES (?, ?)", change.event).lastrowid
         assert number is not None
         return number

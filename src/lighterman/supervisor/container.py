@@ -179,6 +179,8 @@ class Container:
     async def _pause(self, run: Run) -> None:
         if run.paused:
             raise InvalidState(f"container {self.id} is paused already")
+        if run.killed_at is not None:
+            raise InvalidState(f"container {self.id} is being killed", operation="pause", container=self.id)
         run.pause_unknown = True
         # Whoever thaws it meanwhile thaws this pause, of which nothing was told, not one before the engine's time.
         restored, run.restored = run.restored, False

@@ -57,7 +57,8 @@ class Stopping:
         run.killed_at = run.killed_at or self._clock.wall()
         run.ending.begin_terminate()
         await asyncio.sleep(0)
-        await self.thaw(run, tell=False)
+        # Its end tells of it, where there is one.
+        untold = await self.thaw(run, tell=False)
         # Where there are signals, SIGKILL takes moments, or does not come through at all.
         limit_s = limits.KILL_WAIT_S if self._runtime.features().signals else None
         try:
@@ -67,6 +68,10 @@ class Stopping:
             if not run.ended:
                 run.ending.allow_another()
                 raise await self._unkillable(run) from None
+        except BaseException:
+            if untold and not run.ended:
+                self._tell(run, State.RESUME)
+            raise
 
     async def _shut_down_quietly(self, run: Run) -> None:
         try:
@@ -96,26 +101,30 @@ class Stopping:
                 log.debug("container %s ended in the same moment", self._id)
             await self.must_exit(run)
 
-    async def thaw(self, run: Run, *, tell: bool) -> None:
-        """Let it run if it is paused, or may be: nothing frozen takes note of a signal."""
+    async def thaw(self, run: Run, *, tell: bool) -> bool:
+        """Let it run if it is paused, or may be: nothing frozen takes note of a signal.
+
+        Returns: whether somebody was told that it is paused, and not that it runs again.
+        """
         run.thaw_wanted = True
         if not run.paused and not run.pause_unknown:
-            return
+            return False
         try:
             await self._bounds.within(limits.RUNTIME_CALL_S, "resume", run.system.resume())
         except (AlreadyStopped, AlreadyClosed, InvalidState, NotFound, NotSupported) as not_paused:
             run.pause_unknown = False
             # One that was thawed while its pause was still on the way was told to be paused afterwards.
             if not (isinstance(not_paused, InvalidState) and run.paused):
-                return
-        self.thawed(run, tell=tell and not run.ended)
+                return False
+        return self.thawed(run, tell=tell and not run.ended)
 
-    def thawed(self, run: Run, *, tell: bool) -> None:
-        """It runs again: told to whom its pause was."""
+    def thawed(self, run: Run, *, tell: bool) -> bool:
+        """It runs again: told to whom its pause was. Returns: whether that was to be told, and was not."""
         was_told = run.paused or run.restored
         run.paused = run.pause_unknown = run.restored = False
         if was_told and tell:
             self._tell(run, State.RESUME)
+        return was_told and not tell
 
     async def exits_within(self, run: Run, limit_s: float) -> bool:
         """Whether its init process ends within `limit_s` seconds."""

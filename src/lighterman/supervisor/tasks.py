@@ -48,6 +48,12 @@ class OwnedTasks:
             task.add_done_callback(_report)
         return task
 
+    async def settle(self, within_s: float) -> None:
+        """Wait for what is to be finished, at most so many seconds; nothing is cancelled."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while self._finishing and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(self._finishing, timeout=left_s)
+
     async def close(self, finish_s: float) -> None:
         """Cancel what only watches; give the rest `finish_s` seconds of real time, then cancel that too."""
         while self._watching:

@@ -1,0 +1,47 @@
+"""Runtime calls that outlived their keeper."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("needs Linux", allow_module_level=True)
+
+from lighterman.runtimes.oci.calls import RuntimeCall
+from lighterman.runtimes.oci.orphans import end_orphans
+from support import eventually_sync
+
+STATES = "/run/lighterman-of-a-test/runtime"
+
+
+@contextmanager
+def call(states: str) -> Iterator[subprocess.Popen[bytes]]:
+    words = RuntimeCall(name="crun", executable="/bin/sh", root=f"{states}/crun").argv("/log", "run", "id")
+    program = subprocess.Popen(["sh", "-c", "echo; read x", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    program.stdout.readline()
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def test_calls_of_another_keeper_are_ended_and_no_others() -> None:
+    with call(STATES) as orphan, call(f"{STATES}-of-another-root") as other:
+        ended = end_orphans(STATES, keeper=1 << 30)
+        assert ended == [orphan.pid]
+        assert eventually_sync(orphan.poll) == -9
+        assert other.poll() is None
+
+
+def test_calls_below_the_keeper_go_on() -> None:
+    with call(STATES) as mine:
+        assert end_orphans(STATES, keeper=os.getpid()) == []
+        assert mine.poll() is None
