@@ -199,10 +199,12 @@ class Container:
 
     async def pause(self) -> None:
         """Freeze all its processes. Raises: InvalidState if it is not running, or paused."""
+        await self._entry.taken_up()
         await self._engine.client_of(self._entry).pause(self.id)
 
     async def resume(self) -> None:
         """Thaw them. Raises: InvalidState if it is not paused."""
+        await self._entry.taken_up()
         await self._engine.client_of(self._entry).resume(self.id)
 
     async def checkpoint(self, name: str, *, leave_running: bool = False) -> None:

@@ -160,6 +160,7 @@ class Entry:
         self.start_over.set()
         self.removing = False
         self.restoring = False  # an earlier engine's run is being taken up
+        self.heard = Flag()  # something was told of it to this engine
         self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
         self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
         self.last_end: StateInfo | None = None
@@ -183,6 +184,11 @@ class Entry:
         life.due = self.execs_due.get(name)
         life.is_probe = name.startswith(PROBE)
         return life
+
+    async def taken_up(self) -> None:
+        """Return once its record follows what is told of it: a change before that would be seen late."""
+        if self.restoring:
+            await self.heard.wait()
 
     def feed_sinks(self, callables: Sequence[CallableSink] = ()) -> None:
         """Begin to feed its log's sinks, if it has any."""

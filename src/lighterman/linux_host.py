@@ -63,6 +63,7 @@ __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
 log = logging.getLogger(__name__)
 
+_KEEPERS_TRIED = 2  # at the opening, before the last one
 OWNER = "owner"  # the keeper's name for the lease of this process
 
 
@@ -82,15 +83,23 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     chosen, reason = pick(probed, wanted)
     facts = await in_thread(HostFacts.detect)
     await _sweep()
-    keeper = await KeeperClient.start_or_connect(root.run, root.state)
-    host = LinuxHost(root, keeper, probed, facts, chosen, reason)
-    try:
-        await _end_orphans(root, keeper)
-        await host.runtime(None)
-    except BaseException:
-        await host.close(by_force=root.private)
-        raise
-    return host
+    for is_last in (*(False,) * _KEEPERS_TRIED, True):
+        keeper = await KeeperClient.start_or_connect(root.run, root.state)
+        host = LinuxHost(root, keeper, probed, facts, chosen, reason)
+        try:
+            await _end_orphans(root, keeper)
+            await host.runtime(None)
+        except KeeperLost:
+            # Nothing was asked of it yet: another one serves as well.
+            await host.close(by_force=root.private)
+            if is_last:
+                raise
+        except BaseException:
+            await host.close(by_force=root.private)
+            raise
+        else:
+            return host
+    raise AssertionError("the last one raises")
 
 
 class LinuxHost:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -139,8 +141,16 @@ async def settle_the_ended(books: Books, entry: Entry) -> None:
 
 
 async def drop_output(entry: Entry, generation: int) -> None:
-    """What a run wrote that nobody was told of: the next one bears its number."""
-    await in_thread(shutil.rmtree, entry.directory / "logs" / str(generation), ignore_errors=True)
+    """What runs from this one on wrote, of which nobody was told: the next ones bear their numbers."""
+    await in_thread(_drop_output, entry.directory / "logs", generation)
+
+
+def _drop_output(logs: Path, generation: int) -> None:
+    # More than one: a run that can't be made takes a number, and the next try the next.
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(logs):
+            if name.isdecimal() and int(name) >= generation:
+                shutil.rmtree(logs / name, ignore_errors=True)
 
 
 def is_due_at_boot(record: Record) -> bool:

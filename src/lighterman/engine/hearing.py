@@ -98,6 +98,7 @@ class Hearing:
         )
 
         def tell_who_waits() -> None:
+            entry.heard.set()
             if info.state in (State.START, State.RESTORE):
                 entry.restoring = False
                 entry.told_start.set()

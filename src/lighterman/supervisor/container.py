@@ -399,15 +399,12 @@ class Container:
         except LightermanError as gone:
             self._tell_lost(str(gone))
             return
-        run = Run(
-            self._generation,
-            system,
-            Ending(system, self._clock, self._around.finish),
-            pause_unknown=True,
-            restored=True,
-        )
+        run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
         try:
             await self._bounds.within(limits.START_S, "restore", self._reopen_init(run))
+            paused = await self._bounds.within(limits.START_S, "restore", system.is_paused())
+            run.paused = paused is True
+            run.pause_unknown = run.restored = paused is None
         except Exception as failed:  # noqa: BLE001  whatever it is, the container must not run on with nobody watching
             await self._closing.end_what_is_left(run, failed)
             code = await run.init.ask_exit_code() if run.init is not None else None

@@ -130,6 +130,9 @@ class FakeComputeSystem:
 
         await self._do("pause", pause)
 
+    async def is_paused(self) -> bool | None:
+        return None
+
     async def resume(self) -> None:
         async def resume() -> None:
             self._supported(self.runtime.features().pause, "resume")

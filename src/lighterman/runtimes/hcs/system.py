@@ -167,6 +167,9 @@ class HcsSystem:
         self._must_be_hyper_v("pause")
         await self._frozen_or_thawed(self._handle.pause)
 
+    async def is_paused(self) -> bool | None:
+        return None
+
     async def resume(self) -> None:
         self._must_be_hyper_v("resume")
         await self._frozen_or_thawed(self._handle.resume)

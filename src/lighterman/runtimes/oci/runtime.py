@@ -368,6 +368,7 @@ class OciRuntime:
 
     async def _remove(self, system: OciSystem) -> None:
         await system.saving.idle.wait()
+        await system.undone()
         try:
             if system.mount is not None and system.init_job is not None:
                 # Not found: it was acknowledged, and nobody else holds the mount any more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal as signals
 import uuid
@@ -22,6 +23,7 @@ from lighterman.errors import (
     KeeperLost,
     NotFound,
     OperationPending,
+    OperationTimeout,
     RuntimeFailed,
 )
 from lighterman.keeper.client import Job, JobState, KeeperClient, MountPlan, SegmentPlan, Spawned
@@ -46,6 +48,8 @@ from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OciSystem"]
+
+log = logging.getLogger(__name__)
 
 _EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
 
@@ -347,10 +351,18 @@ class OciSystem:
         # Lost with its keeper it fails too, whether or not anybody asks for that any more.
         spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            await self._keeper().abort(job)
+            try:
+                await self._keeper().abort(job)
+            except OperationTimeout as late:
+                log.debug("container %s: %s", self._id, late)  # it is asked, and does it as soon as it can
             await self._discard(job, await spawning)
         except (KeeperLost, RuntimeFailed):
             return  # there is nothing then, or the next keeper finds it
+
+    async def undone(self) -> None:
+        """Return when no call is under way that was given up, and could still make something; or when it takes long."""
+        if self._undoing:
+            await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
 
     async def _discard(self, job: str, spawned: Spawned) -> None:
         if spawned.console is not None:
@@ -483,6 +495,9 @@ class OciSystem:
 
     async def resume(self) -> None:
         await in_thread(self._thaw)
+
+    async def is_paused(self) -> bool | None:
+        return await in_thread(self.cgroup.is_frozen)
 
     def _thaw(self) -> None:
         if not self.cgroup.is_frozen():
