@@ -129,6 +129,22 @@ async def test_stop_of_a_container_that_is_being_started_is_not_lost(root: Path,
         assert not pid or not process_is_there(pid)
 
 
+async def test_P03_pause_is_known_at_once(root: Path) -> None:
+    """Not asked again at the next verb: a stop that thaws it meanwhile would let it be paused, and told, twice."""
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        await box.pause()
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        _, pausing = await asyncio.gather(box.stop(grace_s=0.1), box.pause(), return_exceptions=True)
+        assert pausing is None or isinstance(pausing, InvalidState)
+        kinds = [event.kind async for event in engine.events(after=0, follow=False)]
+        changes = [kind for kind in kinds if kind in ("pause", "resume")]
+        assert changes == ["pause", "resume", "pause", "resume"][: len(changes)]
+        await box.remove()
+
+
 @pytest.mark.parametrize("paused", [True, False])
 async def test_P03_pause_that_was_not_told_before_the_crash_is_seen(root: Path, paused: bool) -> None:
     async with Engine(root=root) as engine:

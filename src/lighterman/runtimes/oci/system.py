@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal as signals
 import uuid
@@ -36,6 +35,7 @@ from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
 from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.oom import OomWatch
+from lighterman.runtimes.oci.pausing import freeze, thaw
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
@@ -48,8 +48,6 @@ from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OciSystem"]
-
-log = logging.getLogger(__name__)
 
 _EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
 
@@ -351,10 +349,8 @@ class OciSystem:
         # Lost with its keeper it fails too, whether or not anybody asks for that any more.
         spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            try:
+            with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
                 await self._keeper().abort(job)
-            except OperationTimeout as late:
-                log.debug("container %s: %s", self._id, late)  # it is asked, and does it as soon as it can
             await self._discard(job, await spawning)
         except (KeeperLost, RuntimeFailed):
             return  # there is nothing then, or the next keeper finds it
@@ -486,23 +482,13 @@ class OciSystem:
 
     async def pause(self) -> None:
         self._must_run()
-        await in_thread(self._freeze)
-
-    def _freeze(self) -> None:
-        if self.cgroup.is_frozen():
-            raise InvalidState(f"container {self._id} is paused already", container=self._id)
-        self.cgroup.freeze()
+        await in_thread(freeze, self.cgroup, self._id)
 
     async def resume(self) -> None:
-        await in_thread(self._thaw)
+        await in_thread(thaw, self.cgroup, self._id)
 
     async def is_paused(self) -> bool | None:
         return await in_thread(self.cgroup.is_frozen)
-
-    def _thaw(self) -> None:
-        if not self.cgroup.is_frozen():
-            raise InvalidState(f"container {self._id} is not paused", container=self._id)
-        self.cgroup.thaw()
 
     async def statistics(self) -> Statistics:
         self._must_run()
