@@ -41,6 +41,13 @@ def test_calls_of_another_keeper_are_ended_and_no_others() -> None:
         assert other.poll() is None
 
 
+def test_calls_for_one_container_alone() -> None:
+    with call(STATES) as orphan:
+        assert end_orphans(STATES, 1 << 30, "another") == []
+        assert orphan.poll() is None
+        assert end_orphans(STATES, 1 << 30, "id") == [orphan.pid]
+
+
 def test_calls_below_the_keeper_go_on() -> None:
     with call(STATES) as mine:
         assert end_orphans(STATES, keeper=os.getpid()) == []

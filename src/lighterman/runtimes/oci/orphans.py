@@ -15,22 +15,23 @@ __all__ = ["end_orphans"]
 _WAIT_S = 5.0  # for their ends, all together; a system call that is under way is finished first
 
 
-def end_orphans(states: str, keeper: int) -> list[int]:
+def end_orphans(states: str, keeper: int, container: str | None = None) -> list[int]:
     """End every call of a runtime with a state directory below `states` that is not of the keeper with that pid.
 
+    Args: container: only those for this one.
     Blocking. Returns: their pids, once they have ended, or after some seconds.
     """
     ended: list[int] = []
     pidfds: list[int] = []
     try:
         for entry in os.listdir("/proc"):
-            if entry.isdigit() and _is_call(int(entry), states):
+            if entry.isdigit() and _is_call(int(entry), states, container):
                 pid = int(entry)
                 with contextlib.suppress(OSError):
                     pidfd = os.pidfd_open(pid)
                     pidfds.append(pidfd)
                     # Looked at again: from now on the number stays its own.
-                    if _is_call(pid, states) and not _descends(pid, keeper):
+                    if _is_call(pid, states, container) and not _descends(pid, keeper):
                         signals.pidfd_send_signal(pidfd, signals.SIGKILL)
                         ended.append(pid)
                     else:
@@ -42,12 +43,14 @@ def end_orphans(states: str, keeper: int) -> list[int]:
     return ended
 
 
-def _is_call(pid: int, states: str) -> bool:
+def _is_call(pid: int, states: str, container: str | None) -> bool:
     """Whether its arguments are those of `RuntimeCall.argv`."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(65536).split(b"\0")
     except OSError:
+        return False
+    if container is not None and container.encode() not in words:
         return False
     place = words.index(b"--root") + 1 if b"--root" in words else len(words)
     return place < len(words) and words[place].startswith(os.fsencode(f"{states}/")) and b"--log-format" in words

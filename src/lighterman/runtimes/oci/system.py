@@ -35,6 +35,7 @@ from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
 from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.oom import OomWatch
+from lighterman.runtimes.oci.orphans import end_orphans
 from lighterman.runtimes.oci.pausing import freeze, thaw
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
@@ -95,6 +96,7 @@ class OciSystem:
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self._undoing: set[asyncio.Future[None]] = set()
+        self._call_lost = False  # one went with its keeper: it may go on, below nobody
         self.listed: list[JobState] = []  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
@@ -327,6 +329,7 @@ class OciSystem:
     async def _spawn_or_undo(self, job: Job, operation: str) -> Spawned:
         """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
         spawning = asyncio.ensure_future(self._keeper().spawn(job))
+        spawning.add_done_callback(self._note_lost)  # whether or not anybody asks for that any more
         try:
             return await asyncio.shield(spawning)
         except RuntimeFailed as failed:
@@ -346,8 +349,6 @@ class OciSystem:
 
     async def _undo_spawn(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
         """End a process that nobody wants any more and forget it."""
-        # Lost with its keeper it fails too, whether or not anybody asks for that any more.
-        spawning.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
                 await self._keeper().abort(job)
@@ -355,10 +356,15 @@ class OciSystem:
         except (KeeperLost, RuntimeFailed):
             return  # there is nothing then, or the next keeper finds it
 
+    def _note_lost(self, spawning: asyncio.Future[Spawned]) -> None:
+        self._call_lost |= not spawning.cancelled() and isinstance(spawning.exception(), KeeperLost)
+
     async def undone(self) -> None:
         """Return when no call is under way that was given up, and could still make something; or when it takes long."""
         if self._undoing:
             await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
+        if self._call_lost:
+            await in_thread(end_orphans, os.path.dirname(self.call.root), self._keeper().pid, self._id)
 
     async def _discard(self, job: str, spawned: Spawned) -> None:
         if spawned.console is not None:
