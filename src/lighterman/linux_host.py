@@ -87,7 +87,7 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
         keeper = await KeeperClient.start_or_connect(root.run, root.state)
         host = LinuxHost(root, keeper, probed, facts, chosen, reason)
         try:
-            await _end_orphans(root, keeper)
+            host.orphaned = await _end_orphans(root, keeper)
             await host.runtime(None)
         except KeeperLost:
             # Nothing was asked of it yet: another one serves as well.
@@ -127,6 +127,7 @@ class LinuxHost:
         self._slots = StartSlots()
         self._oom_ears = OomEars(self._cgroups)
         self._closing = False
+        self.orphaned: set[str] = set()
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
 
@@ -292,7 +293,8 @@ class LinuxHost:
             states = await in_thread(_listed, f"{self._root.run}/runtime/{name}")
             for id in states - except_of:
                 await (await self.runtime(name)).remove_remains(id)
-        for id in await in_thread(_listed, f"{self._root.run}/bundles") - except_of:
+        # What an orphaned call has made after its container's remains were taken away has no bundle any more.
+        for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self.orphaned) - except_of:
             await (await self.runtime(None)).remove_remains(id)
 
     async def is_frozen(self, id: str) -> bool:
@@ -463,12 +465,14 @@ def _listed(directory: str) -> set[str]:
         return set()
 
 
-async def _end_orphans(root: StateRoot, keeper: KeeperClient) -> None:
-    """Those of a keeper that was killed; where nothing is left of a run, none was under way."""
-    if await in_thread(_listed, f"{root.run}/bundles"):
-        ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid)
-        if ended:
-            log.warning("ended %d runtime calls of a keeper that was lost", len(ended))
+async def _end_orphans(root: StateRoot, keeper: KeeperClient) -> set[str]:
+    """Those of a keeper that was killed, if there has been one. Returns: the containers that they were for."""
+    if not await in_thread(os.path.exists, f"{root.run}/runtime"):
+        return set()
+    ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid)
+    if ended:
+        log.warning("ended %d runtime calls of a keeper that was lost", len(ended))
+    return ended
 
 
 async def _sweep() -> None:

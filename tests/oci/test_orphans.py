@@ -21,8 +21,8 @@ STATES = "/run/lighterman-of-a-test/runtime"
 
 
 @contextmanager
-def call(states: str) -> Iterator[subprocess.Popen[bytes]]:
-    words = RuntimeCall(name="crun", executable="/bin/sh", root=f"{states}/crun").argv("/log", "run", "id")
+def call(states: str, id: str = "id") -> Iterator[subprocess.Popen[bytes]]:
+    words = RuntimeCall(name="crun", executable="/bin/sh", root=f"{states}/crun").argv("/log", "run", id)
     program = subprocess.Popen(["sh", "-c", "echo; read x", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdout is not None
     program.stdout.readline()
@@ -35,20 +35,26 @@ def call(states: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_calls_of_another_keeper_are_ended_and_no_others() -> None:
     with call(STATES) as orphan, call(f"{STATES}-of-another-root") as other:
-        ended = end_orphans(STATES, keeper=1 << 30)
-        assert ended == [orphan.pid]
+        assert end_orphans(STATES, keeper=1 << 30) == {"id"}
         assert eventually_sync(orphan.poll) == -9
         assert other.poll() is None
 
 
 def test_calls_for_one_container_alone() -> None:
     with call(STATES) as orphan:
-        assert end_orphans(STATES, 1 << 30, "another") == []
+        assert end_orphans(STATES, 1 << 30, "another") == set()
         assert orphan.poll() is None
-        assert end_orphans(STATES, 1 << 30, "id") == [orphan.pid]
+        assert end_orphans(STATES, 1 << 30, "id") == {"id"}
+        assert eventually_sync(orphan.poll) == -9
+
+
+def test_what_only_looks_like_a_call_goes_on() -> None:
+    with call(STATES, "../../somewhere") as other:
+        assert end_orphans(STATES, keeper=1 << 30) == set()
+        assert other.poll() is None
 
 
 def test_calls_below_the_keeper_go_on() -> None:
     with call(STATES) as mine:
-        assert end_orphans(STATES, keeper=os.getpid()) == []
+        assert end_orphans(STATES, keeper=os.getpid()) == set()
         assert mine.poll() is None

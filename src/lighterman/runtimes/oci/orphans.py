@@ -8,6 +8,8 @@ import select
 import signal as signals
 import time
 
+from lighterman.errors import InvalidSpec
+from lighterman.runtimes.oci.bundle import check_id
 from lighterman.runtimes.oci.processes import family_of
 
 __all__ = ["end_orphans"]
@@ -15,25 +17,26 @@ __all__ = ["end_orphans"]
 _WAIT_S = 5.0  # for their ends, all together; a system call that is under way is finished first
 
 
-def end_orphans(states: str, keeper: int, container: str | None = None) -> list[int]:
+def end_orphans(states: str, keeper: int, container: str | None = None) -> set[str]:
     """End every call of a runtime with a state directory below `states` that is not of the keeper with that pid.
 
     Args: container: only those for this one.
-    Blocking. Returns: their pids, once they have ended, or after some seconds.
+    Blocking. Returns: their containers, once they have ended, or after some seconds.
     """
-    ended: list[int] = []
+    ended: set[str] = set()
     pidfds: list[int] = []
     try:
         for entry in os.listdir("/proc"):
-            if entry.isdigit() and _is_call(int(entry), states, container):
+            if entry.isdigit() and _container_of(int(entry), states, container) is not None:
                 pid = int(entry)
                 with contextlib.suppress(OSError):
                     pidfd = os.pidfd_open(pid)
                     pidfds.append(pidfd)
                     # Looked at again: from now on the number stays its own.
-                    if _is_call(pid, states, container) and not _descends(pid, keeper):
+                    found = _container_of(pid, states, container)
+                    if found is not None and not _descends(pid, keeper):
                         signals.pidfd_send_signal(pidfd, signals.SIGKILL)
-                        ended.append(pid)
+                        ended.add(found)
                     else:
                         os.close(pidfds.pop())
         _wait(pidfds)
@@ -43,17 +46,25 @@ def end_orphans(states: str, keeper: int, container: str | None = None) -> list[
     return ended
 
 
-def _is_call(pid: int, states: str, container: str | None) -> bool:
-    """Whether its arguments are those of `RuntimeCall.argv`."""
+def _container_of(pid: int, states: str, wanted: str | None) -> str | None:
+    """What it is called for, if its arguments are those of `RuntimeCall.argv`: the last of them."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(65536).split(b"\0")
+            words = file.read(65536).removesuffix(b"\0").split(b"\0")
     except OSError:
-        return False
-    if container is not None and container.encode() not in words:
-        return False
+        return None
+    if wanted is not None and words[-1] != wanted.encode():
+        return None
     place = words.index(b"--root") + 1 if b"--root" in words else len(words)
-    return place < len(words) and words[place].startswith(os.fsencode(f"{states}/")) and b"--log-format" in words
+    ours = place < len(words) and words[place].startswith(os.fsencode(f"{states}/")) and b"--log-format" in words
+    if not ours:
+        return None
+    try:
+        # Any program can have any arguments.
+        check_id(id := os.fsdecode(words[-1]))
+    except InvalidSpec:
+        return None
+    return id
 
 
 def _descends(pid: int, ancestor: int) -> bool:
