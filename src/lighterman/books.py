@@ -151,16 +151,14 @@ class Books:
             # Nobody can ask for it any more, and its row must not come back.
             entry.untold.clear()
         # The record has the state that all of them led to: none of them may be missing where it is written.
-        facts = tuple(entry.untold)
-        *earlier, last = (*facts, event)
+        waited = len(entry.untold)
+        events = [*entry.untold, *([event] if event is not None else [])]
         change = _change(entry)
-        if last is None and earlier:
-            last = earlier.pop()
-        if last is None:
-            await self._store.commit(change)
+        if events:
+            await self.journal.commit(events[-1], change, earlier=events[:-1])
         else:
-            await self.journal.commit(last, change, earlier=[each for each in earlier if each is not None])
-        for _ in facts:
+            await self._store.commit(change)
+        for _ in range(waited):
             entry.untold.popleft()
         _written(entry, change)
 

@@ -201,6 +201,7 @@ class Engine:
         await inside.store.close()
         for entry in inside.books:
             entry.ended.set()
+            entry.heard.set()
         if self._root.private:
             await in_thread(self._root.remove)
         elif keeper_ended and not lives:
