@@ -60,6 +60,7 @@ class Round:
         self._disturbed_until = 0.0
         self._ids: set[str] = set()
         self._calm = False
+        self._closed = False  # whether an engine was closed in order, which ends its runs
 
     # ---- the whole of it ----
 
@@ -305,6 +306,7 @@ class Round:
             elif got["stdout"] != wanted:
                 self.ledger.violation(f"{verb} {name}: {len(got['stdout'])} bytes of output instead of {len(wanted)}")
         elif exit.get("signal") is not None:
+            killed = killed or (exit.get("reason") == "removed" and self._closed)
             if exit["signal"] != 9 or not killed:
                 self.ledger.violation(f"{verb} {name}: ended by signal {exit['signal']} ({exit.get('reason')})")
         elif not self.ledger.keeper_ends:
@@ -367,6 +369,7 @@ class Round:
         if life is None or not life.is_ready or life.ended:
             return False
         self.ledger.engine_ended()
+        self._closed = True
         for box in self.ledger.boxes.values():
             if box.lease is not None:
                 box.may_be_killed = box.remove_asked = True

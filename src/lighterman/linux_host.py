@@ -87,7 +87,6 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
         keeper = await KeeperClient.start_or_connect(root.run, root.state)
         host = LinuxHost(root, keeper, probed, facts, chosen, reason)
         try:
-            host.orphaned = await _end_orphans(root, keeper)
             await host.runtime(None)
         except KeeperLost:
             # Nothing was asked of it yet: another one serves as well.
@@ -127,7 +126,7 @@ class LinuxHost:
         self._slots = StartSlots()
         self._oom_ears = OomEars(self._cgroups)
         self._closing = False
-        self.orphaned: set[str] = set()
+        self._orphaned: set[str] = set()
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
 
@@ -222,7 +221,7 @@ class LinuxHost:
             starting = asyncio.ensure_future(KeeperClient.start_or_connect(self._root.run, self._root.state))
             try:
                 keeper = await to_its_end(starting)
-                await _end_orphans(self._root, keeper)
+                orphaned = await _end_orphans(self._root, keeper)
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
                 await grant_again(keeper)
@@ -237,6 +236,9 @@ class LinuxHost:
             self.keeper = keeper
             for runtime in self._runtimes.values():
                 runtime.keeper = keeper
+            for id in orphaned:
+                knows = (runtime for runtime in self._runtimes.values() if runtime.is_open(id))
+                await next(knows, await self.runtime(None)).remove_remains_of_ended(id)
 
     def reach(self, runtime: str, id: str) -> Reach | None:
         """See `OciSystem.reach`."""
@@ -258,7 +260,9 @@ class LinuxHost:
     async def held_jobs(self) -> list[HeldJob]:
         """Every process that the keeper has for this root, or has told the end of without an acknowledgement."""
         held = []
-        for job in await self._settled_jobs():
+        jobs = await self._settled_jobs()
+        self._orphaned = await _end_orphans(self._root, self.keeper, settled=True)
+        for job in jobs:
             meta = decode_meta(job.meta)
             if meta is None:
                 await self._end_job(job)
@@ -294,7 +298,7 @@ class LinuxHost:
             for id in states - except_of:
                 await (await self.runtime(name)).remove_remains(id)
         # What an orphaned call has made after its container's remains were taken away has no bundle any more.
-        for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self.orphaned) - except_of:
+        for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self._orphaned) - except_of:
             await (await self.runtime(None)).remove_remains(id)
 
     async def is_frozen(self, id: str) -> bool:
@@ -465,13 +469,13 @@ def _listed(directory: str) -> set[str]:
         return set()
 
 
-async def _end_orphans(root: StateRoot, keeper: KeeperClient) -> set[str]:
-    """Those of a keeper that was killed, if there has been one. Returns: the containers that they were for."""
+async def _end_orphans(root: StateRoot, keeper: KeeperClient, *, settled: bool = False) -> set[str]:
+    """Returns: the containers that they were for."""
     if not await in_thread(os.path.exists, f"{root.run}/runtime"):
         return set()
-    ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid)
+    ended = await in_thread(partial(end_orphans, settled=settled), f"{root.run}/runtime", keeper.pid)
     if ended:
-        log.warning("ended %d runtime calls of a keeper that was lost", len(ended))
+        log.warning("ended %d runtime calls that nobody waits for any more", len(ended))
     return ended
 
 

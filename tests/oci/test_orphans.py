@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -20,9 +20,12 @@ from support import eventually_sync
 STATES = "/run/lighterman-of-a-test/runtime"
 
 
+def call(states: str, id: str = "id", operation: str = "run") -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return process(*RuntimeCall(name="crun", executable="/bin/sh", root=f"{states}/crun").argv("/log", operation, id))
+
+
 @contextmanager
-def call(states: str, id: str = "id") -> Iterator[subprocess.Popen[bytes]]:
-    words = RuntimeCall(name="crun", executable="/bin/sh", root=f"{states}/crun").argv("/log", "run", id)
+def process(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     program = subprocess.Popen(["sh", "-c", "echo; read x", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdout is not None
     program.stdout.readline()
@@ -58,3 +61,25 @@ def test_calls_below_the_keeper_go_on() -> None:
     with call(STATES) as mine:
         assert end_orphans(STATES, keeper=os.getpid()) == set()
         assert mine.poll() is None
+
+
+def test_calls_below_a_keeper_that_has_none_under_way_are_ended() -> None:
+    with call(STATES) as forked:
+        assert end_orphans(STATES, keeper=os.getpid(), settled=True) == {"id"}
+        assert eventually_sync(forked.poll) == -9
+
+
+def test_calls_that_make_no_process_go_on() -> None:
+    with call(STATES, operation="delete") as deleting:
+        assert end_orphans(STATES, keeper=1 << 30) == set()
+        assert deleting.poll() is None
+
+
+def test_child_of_a_lost_keeper_that_was_about_to_be_a_call_is_ended() -> None:
+    with process("/lib/keeper/__main__.py", os.path.dirname(STATES), "/state") as child:
+        assert end_orphans(STATES, child.pid) == set()
+        assert child.poll() is None
+        assert end_orphans(STATES, os.getpid()) == set()
+        assert child.poll() is None
+        assert end_orphans(STATES, 1 << 30) == set()
+        assert eventually_sync(child.poll) == -9

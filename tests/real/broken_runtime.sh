@@ -25,6 +25,12 @@ case $how in
 fail-before) fail 3 ;;
 hang-before) exec sleep 1000 ;;
 killed-before) kill -9 $$ ;;
+killed-forked)
+    # As crun's: it forks first, and it is the child that makes the container.
+    (sh -c 'echo $PPID' >"$here/forked"; read -r _ <"$here/go"; exec "$here/real" "$@") &
+    until [ -s "$here/forked" ]; do :; done
+    kill -9 $$
+    ;;
 esac
 "$here/real" "$@" || exit
 case $how in

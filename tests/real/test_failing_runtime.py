@@ -117,6 +117,18 @@ async def test_run_goes_wrong_error_is_typed_and_nothing_is_left(
     assert (await engine.run("busybox", ["echo", "fine"])).stdout == b"fine\n"
 
 
+async def test_run_killed_after_it_forked_the_child_makes_nothing_any_more(engine: Engine, broken: Broken) -> None:
+    before = snapshot()
+    os.mkfifo(broken.directory / "go")
+    broken.breaks("run", "killed-forked")
+    with pytest.raises(RuntimeFailed):
+        await engine.run("busybox", ["sleep", "1000"])
+    child = int((broken.directory / "forked").read_text())
+    await eventually(lambda: not Path(f"/proc/{child}").exists())
+    left = await asyncio.to_thread(leaked_since, before)
+    assert not left
+
+
 @pytest.mark.parametrize("how", [*FAILS, "hang-after", "no-pid"])
 async def test_start_goes_wrong_container_can_be_started_again(
     engine: Engine, broken: Broken, how: str, monkeypatch: pytest.MonkeyPatch

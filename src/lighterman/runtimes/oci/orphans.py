@@ -1,4 +1,8 @@
-"""Runtime calls whose keeper was killed: they go on by themselves, and would make what nobody knows of any more."""
+"""What goes on of runtime calls that nobody waits for any more, and would make what nobody knows of.
+
+A call whose keeper was killed goes on by itself. Of a call that was killed goes on what it had forked: crun, told to
+detach, forks at once, and it is the child, in a session of its own, that makes the cgroups and the container.
+"""
 
 from __future__ import annotations
 
@@ -15,49 +19,66 @@ from lighterman.runtimes.oci.processes import family_of
 __all__ = ["end_orphans"]
 
 _WAIT_S = 5.0  # for their ends, all together; a system call that is under way is finished first
+_MAKERS = frozenset({b"run", b"restore", b"exec"})
+_KEEPER = b"/keeper/__main__.py"
 
 
-def end_orphans(states: str, keeper: int, container: str | None = None) -> set[str]:
-    """End every call of a runtime with a state directory below `states` that is not of the keeper with that pid.
+def end_orphans(states: str, keeper: int, container: str | None = None, *, settled: bool = False) -> set[str]:
+    """End what makes processes of containers, of every runtime with a state directory below `states`.
 
-    Args: container: only those for this one.
+    Args: keeper: what descends from that process is left alone, unless `settled`: no call is under way in it.
+        container: only those for this one.
     Blocking. Returns: their containers, once they have ended, or after some seconds.
     """
     ended: set[str] = set()
     pidfds: list[int] = []
     try:
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and _container_of(int(entry), states, container) is not None:
-                pid = int(entry)
-                with contextlib.suppress(OSError):
-                    pidfd = os.pidfd_open(pid)
-                    pidfds.append(pidfd)
-                    # Looked at again: from now on the number stays its own.
-                    found = _container_of(pid, states, container)
-                    if found is not None and not _descends(pid, keeper):
-                        signals.pidfd_send_signal(pidfd, signals.SIGKILL)
-                        ended.add(found)
-                    else:
-                        os.close(pidfds.pop())
-        _wait(pidfds)
+        # Again until there are none: one that was found may have forked another meanwhile.
+        while found := _end_found(states, keeper, container, settled=settled):
+            ended.update(id for _, id in found if id)
+            pidfds += (pidfd for pidfd, _ in found)
+            if not _wait([pidfd for pidfd, _ in found]):
+                break
     finally:
         for pidfd in pidfds:
             os.close(pidfd)
     return ended
 
 
-def _container_of(pid: int, states: str, wanted: str | None) -> str | None:
-    """What it is called for, if its arguments are those of `RuntimeCall.argv`: the last of them."""
+def _end_found(states: str, keeper: int, container: str | None, *, settled: bool) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or _container_of(pid := int(entry), states, keeper, container) is None:
+            continue
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            # Looked at again: from now on the number stays its own.
+            id = _container_of(pid, states, keeper, container)
+            if id is None or (_descends(pid, keeper) and not settled):
+                os.close(pidfd)
+                continue
+            found.append((pidfd, id))
+            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+    return found
+
+
+def _container_of(pid: int, states: str, keeper: int, wanted: str | None) -> str | None:
+    """What it is called for, if its arguments are those of `RuntimeCall.argv`: the last of them; else None.
+
+    Empty: it is a lost keeper's, and about to be a call. Between fork and exec it bears the keeper's own arguments.
+    """
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(65536).removesuffix(b"\0").split(b"\0")
     except OSError:
         return None
+    if pid != keeper and wanted is None and _is_keeper(words, os.fsencode(os.path.dirname(states))):
+        return ""
     if wanted is not None and words[-1] != wanted.encode():
         return None
     place = words.index(b"--root") + 1 if b"--root" in words else len(words)
     ours = place < len(words) and words[place].startswith(os.fsencode(f"{states}/")) and b"--log-format" in words
-    if not ours:
+    if not ours or _MAKERS.isdisjoint(words[place:]):
         return None
     try:
         # Any program can have any arguments.
@@ -65,6 +86,10 @@ def _container_of(pid: int, states: str, wanted: str | None) -> str | None:
     except InvalidSpec:
         return None
     return id
+
+
+def _is_keeper(words: list[bytes], run_dir: bytes) -> bool:
+    return run_dir in words and any(word.endswith(_KEEPER) for word in words)
 
 
 def _descends(pid: int, ancestor: int) -> bool:
@@ -78,7 +103,7 @@ def _descends(pid: int, ancestor: int) -> bool:
     return False
 
 
-def _wait(pidfds: list[int]) -> None:
+def _wait(pidfds: list[int]) -> bool:
     deadline = time.monotonic() + _WAIT_S
     poll = select.poll()
     for pidfd in pidfds:
@@ -88,3 +113,4 @@ def _wait(pidfds: list[int]) -> None:
         for pidfd, _ in poll.poll(left_s * 1000):
             poll.unregister(pidfd)
             left -= 1
+    return not left

@@ -400,6 +400,15 @@ class OciRuntime:
         await self._remove(self._systems.get(id) or self._opened(id, None, None, None))
         self._systems.pop(id, None)
 
+    def is_open(self, id: str) -> bool:
+        """Whether it was created or opened here, and what it has left was not taken away yet."""
+        return id in self._systems
+
+    async def remove_remains_of_ended(self, id: str) -> None:
+        """`remove_remains`, unless it runs: then they are its own."""
+        if id not in self._systems or id in self._removals:
+            await self.remove_remains(id)
+
     async def close(self) -> None:
         """Return when every removal is done; of what goes on without us no descriptor is kept."""
         while self._removals:

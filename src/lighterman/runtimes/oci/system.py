@@ -96,7 +96,7 @@ class OciSystem:
         self._start_slot = start_slot
         self._queue_removal = queue_removal
         self._undoing: set[asyncio.Future[None]] = set()
-        self._call_lost = False  # one went with its keeper: it may go on, below nobody
+        self._call_failed = False  # what one has forked may go on, whether it was killed or its keeper
         self.listed: list[JobState] = []  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
@@ -329,7 +329,7 @@ class OciSystem:
     async def _spawn_or_undo(self, job: Job, operation: str) -> Spawned:
         """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
         spawning = asyncio.ensure_future(self._keeper().spawn(job))
-        spawning.add_done_callback(self._note_lost)  # whether or not anybody asks for that any more
+        spawning.add_done_callback(self._note_failure)  # whether or not anybody asks for that any more
         try:
             return await asyncio.shield(spawning)
         except RuntimeFailed as failed:
@@ -356,15 +356,17 @@ class OciSystem:
         except (KeeperLost, RuntimeFailed):
             return  # there is nothing then, or the next keeper finds it
 
-    def _note_lost(self, spawning: asyncio.Future[Spawned]) -> None:
-        self._call_lost |= not spawning.cancelled() and isinstance(spawning.exception(), KeeperLost)
+    def _note_failure(self, spawning: asyncio.Future[Spawned]) -> None:
+        if not spawning.cancelled():
+            self._call_failed |= spawning.exception() is not None or spawning.result().status != 0
 
     async def undone(self) -> None:
         """Return when no call is under way that was given up, and could still make something; or when it takes long."""
         if self._undoing:
             await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
-        if self._call_lost:
-            await in_thread(end_orphans, os.path.dirname(self.call.root), self._keeper().pid, self._id)
+        if self._call_failed:
+            states = os.path.dirname(self.call.root)
+            await in_thread(end_orphans, states, self._keeper().pid, self._id, settled=True)
 
     async def _discard(self, job: str, spawned: Spawned) -> None:
         if spawned.console is not None:
