@@ -155,7 +155,7 @@ class Entry:
         self.buried = False  # its row is out of the store
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
-        self.start_unwanted = False  # a start that has not come to its runtime yet goes no further
+        self.start_unwanted = Flag()  # a start that has not come to its runtime yet goes no further
         self.start_over = Flag()  # no start is under way
         self.start_over.set()
         self.removing = False

@@ -61,6 +61,7 @@ async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry,
     entry.feed_sinks()
     if record.status is Status.RESTARTING:
         # The next run had not begun to be told of: it is due.
+        record.restart_at = record.restart_at if why == ENGINE_LOST else None  # the clock of that boot
         await drop_output(entry, record.generation + 1)
         due.append(entry)
     elif record.starting or record.status in (Status.CREATED, Status.EXITED):

@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 from real_support import keeper_pid, logged, process_is_there
 
-from lighterman import Engine, InvalidState, KeeperLost, StoreError
+from lighterman import Engine, InvalidState, KeeperLost, RestartPolicy, StoreError
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
@@ -228,3 +229,33 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
         else:
             assert told[2].exit.code == 7
         await (await engine.get(box.id)).stop(grace_s=0)
+
+
+async def test_back_off_goes_on_in_the_next_engine(root: Path) -> None:
+    policy = RestartPolicy(name="always", initial_delay_s=10_000, max_delay_s=10_000)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sh", "-c", "exit 3"], name="box", lease=None, restart=policy)
+        await box.start()
+        await eventually(lambda: box.status is Status.RESTARTING)
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        assert (await engine.run("busybox", ["true"])).exit.ok
+        assert (box.status, box.exit and box.exit.generation) == (Status.RESTARTING, 1)
+        with pytest.raises(InvalidState):
+            await box.start()
+        exit = await box.stop()
+        assert (box.status, exit and exit.code, exit and exit.generation) == (Status.EXITED, 3, 1)
+    async with Engine(root=root) as engine:
+        assert (await engine.get("box")).status is Status.EXITED
+
+
+async def test_back_off_that_is_over_meanwhile_the_next_engine_starts_it(root: Path) -> None:
+    policy = RestartPolicy(name="always", initial_delay_s=10_000, max_delay_s=10_000)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sh", "-c", "exit 3"], name="box", lease=None, restart=policy)
+        await box.start()
+        await eventually(lambda: box.status is Status.RESTARTING)
+    change_record(root, box.id, restart_at=time.monotonic() + 0.2)
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        await eventually(lambda: box.status is Status.RESTARTING and box.exit is not None and box.exit.generation == 2)

@@ -71,6 +71,8 @@ class Hearing:
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
         record.generation, record.pid = info.generation, info.pid
+        due_s = info.restart_delay_s
+        record.restart_at = self._inside.clock.mono() + due_s if due_s is not None else None
         if info.state in (State.START, State.RESTORE):
             record.started_at, record.exit, record.starting = info.started_at, None, 0
             if info.state is State.START:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -100,8 +101,8 @@ class Runs:
 
     # ---- begun ---------------------------------------------------------------------------------------------------
 
-    async def start(self, entry: Entry, *options: CreateOption) -> None:
-        """See `Container.start`. `options`: of this run alone."""
+    async def start(self, entry: Entry, *options: CreateOption, due_s: float = 0.0) -> None:
+        """See `Container.start`. `options`: of this run alone. due_s: how long it waits before it begins."""
         self._inside.must_be_open()
         record = entry.record
         if entry not in self._inside.books:
@@ -110,13 +111,14 @@ class Runs:
             raise _is_being_removed(entry)
         if entry.starting or entry.is_registered or entry.end_is_untold:
             raise InvalidState(f"container {record.name} is running already", operation="start", container=record.id)
-        entry.starting, entry.start_unwanted = True, False
+        entry.starting, entry.start_unwanted = True, Flag()
         entry.start_over.clear()
         if entry.ended.is_set():
             # Who waits for the end before this one must not come to wait for the next.
             entry.ended = Flag()
         self._inside.host.poke()
         try:
+            await self._wait_until_due(entry, due_s)
             await self._start(entry, options)
         except BaseException as failed:
             if isinstance(failed, LightermanError):
@@ -131,6 +133,15 @@ class Runs:
             entry.starting = False
             entry.start_over.set()
             entry.output_of.let_go_soon()
+
+    async def _wait_until_due(self, entry: Entry, due_s: float) -> None:
+        """Raises: InvalidState if meanwhile nobody wants it any more."""
+        if due_s <= 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with self._inside.clock.timeout(due_s):
+                await entry.start_unwanted.wait()
+        _check_wanted(entry)
 
     async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
         record = entry.record
@@ -148,10 +159,7 @@ class Runs:
         await self._inside.books.save(entry)
         if record.spec.ready is not None:
             await self._watches().prepare(entry)
-        if entry.removing:
-            raise _is_being_removed(entry)
-        if entry.start_unwanted:
-            raise InvalidState(f"container {record.name} was stopped before it was started", container=record.id)
+        _check_wanted(entry)
         before = entry.output_of
         try:
             await entry.client.create(record.id, spec, *self.create_options(entry, *options))
@@ -174,20 +182,24 @@ class Runs:
             log.error("container %s: undoing its start failed: %r", entry.record.name, failed)
 
     def start_later(self, entry: Entry) -> None:
-        """Start it in the background; a failure is its exit record."""
-        self._inside.tasks.watch(self._start_quietly(entry), f"start {entry.record.name}")
+        """Start it in the background, after what is left of its back-off; a failure is its exit record."""
+        at = entry.record.restart_at if entry.record.status is Status.RESTARTING else None
+        due_s = at - self._inside.clock.mono() if at is not None else 0.0
+        self._inside.tasks.watch(self._start_quietly(entry, due_s), f"start {entry.record.name}")
 
-    async def _start_quietly(self, entry: Entry) -> None:
+    async def _start_quietly(self, entry: Entry, due_s: float) -> None:
         if entry.starting or entry.is_registered or entry.removing or entry not in self._inside.books:
             return  # somebody was faster
         record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
         try:
-            await self.start(entry)
+            await self.start(entry, due_s=due_s)
         except LightermanError as failed:
-            if entry.start_unwanted or record.manually_stopped:
+            if entry.start_unwanted.is_set() or record.manually_stopped:
                 # Nobody had asked for this run: that it was stopped does not hide how the one before it ended.
                 record.exit = before
-            log.error("container %s: starting it failed: %s", record.name, failed)
+                log.info("container %s: %s", record.name, failed)
+            else:
+                log.error("container %s: starting it failed: %s", record.name, failed)
             if was_due and record.status is Status.EXITED and entry in self._inside.books:
                 await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
             record = entry.record
@@ -201,7 +213,8 @@ class Runs:
         """See `Container.kill`."""
         client, ends = entry.client, signal in (9, entry.record.spec.stop_signal or 15)
         if client is None or not entry.is_registered:
-            entry.start_unwanted = entry.start_unwanted or ends
+            if ends:
+                self._no_further_run(entry)
             return
         if signal == 9:
             entry.reason = entry.reason or "kill"
@@ -259,7 +272,7 @@ class Runs:
         client = entry.client
         if client is None or not entry.is_registered:
             # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
-            entry.start_unwanted = True
+            self._no_further_run(entry)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         entry.reason = entry.reason or reason
@@ -272,6 +285,13 @@ class Runs:
         except NotFound:
             log.debug("container %s ended in the same moment", entry.record.name)
         return True
+
+    @staticmethod
+    def _no_further_run(entry: Entry) -> None:
+        entry.start_unwanted.set()
+        if entry.record.status is Status.RESTARTING:
+            # Written down with its end.
+            entry.record.manually_stopped = True
 
     async def mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
@@ -336,6 +356,14 @@ def _not_begun(entry: Entry, failed: LightermanError) -> Event:
         exit=record.exit,
         reason=str(failed),
     )
+
+
+def _check_wanted(entry: Entry) -> None:
+    if entry.removing:
+        raise _is_being_removed(entry)
+    if entry.start_unwanted.is_set():
+        name, id = entry.record.name, entry.record.id
+        raise InvalidState(f"container {name} was stopped before it was started", container=id)
 
 
 def _is_being_removed(entry: Entry) -> InvalidState:

@@ -38,6 +38,7 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
         oom_kills, memory_peak_bytes, cpu_ns: of the whole cgroup, read before it was removed; `oom` has the kills of
             the run so far.
         started_at, finished_at: Unix time in seconds; started_mono, finished_mono: for durations.
+        restart_delay_s: for a restart: how long after it the next run begins, at the earliest.
         restarts: for a start and a restart: what the next decisions about restarts rest on (`RestartManager.saved`).
         error: the clean-up's failure, if it failed; changes nothing else.
     """
@@ -63,5 +64,6 @@ class StateInfo(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     started_mono: float | None = None
     finished_mono: float | None = None
+    restart_delay_s: float | None = None
     restarts: bytes = b""
     error: BaseException | None = None

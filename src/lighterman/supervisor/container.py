@@ -469,7 +469,7 @@ class Container:
             return None
         # Why nobody knows how it ended is said first.
         reason = decision.reason if end.code is not None else how["reason"]
-        told = how | {"reason": reason, "restarts": self._restarts.saved()}
+        told = how | {"reason": reason, "restart_delay_s": decision.delay_s, "restarts": self._restarts.saved()}
         self._tell(run, State.RESTART, then=run.init.forget, **told)
         return await self._restart(run, decision, how)
 
