@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from bench.peers.image import image_tar
@@ -117,6 +118,28 @@ class Docker:
         if running != count:
             raise Trouble(f"docker: of {count} containers {running} run after a restart of the daemon")
         return seconds
+
+    def end_with_containers(self) -> None:
+        """`remove_all` and `close`; of a daemon that is not there the containers are killed."""
+        try:
+            self.remove_all()
+        except (OSError, Trouble):
+            for pid in self._shims():
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            self.close()
+
+    def _shims(self) -> list[int]:
+        """The processes between containerd and each container; those end with the cgroups of the workspace."""
+        found = []
+        for entry in os.listdir("/proc"):
+            with suppress(OSError):
+                if entry.isdigit():
+                    with open(f"/proc/{entry}/cmdline", "rb") as file:
+                        words = file.read().split(b"\0")
+                    if b"containerd-shim" in words[0] and any(os.fsencode(self._directory) in word for word in words):
+                        found.append(int(entry))
+        return found
 
     def remove_all(self) -> None:
         """Kill and remove every container."""

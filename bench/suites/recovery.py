@@ -57,12 +57,8 @@ async def _measure(setting: Setting, count: int, *, with_docker: bool) -> None:
         if crun is not None:
             crun.delete_all(AT_A_TIME)
         if docker is not None:
-            try:
-                docker.remove_all()
-            except OSError as failed:
-                raise Trouble(f"docker: its daemon did not come back: {failed}") from failed
-            finally:
-                docker.close()
+            # One that does not come back is given up by its contender, which says why.
+            docker.end_with_containers()
     section = f"kill -9 of the engine, until the states of {count} containers are true"
     contenders.append(Contender(WHOLE, contenders[0].once, times=whole[-len(contenders[0].times) :]))
     report.contenders(section, contenders, against=CRUN)
