@@ -302,9 +302,9 @@ class LinuxHost:
         for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self._orphaned) - except_of:
             await (await self.runtime(None)).remove_remains(id)
 
-    async def is_frozen(self, id: str) -> bool:
-        """Whether a container is paused, by the kernel."""
-        return await in_thread(Cgroup(self.group_of(id), self._cgroups).is_frozen)
+    def frozen(self, ids: Sequence[str]) -> set[str]:
+        """Those of these containers that are paused, by the kernel. Blocking."""
+        return {id for id in ids if Cgroup(self.group_of(id), self._cgroups).is_frozen()}
 
     def group_of(self, id: str) -> str:
         """The path of a container's cgroup."""

@@ -52,13 +52,17 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
         books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
     records = [decoded(encoded) for encoded in loaded.records]
+    # Asked for all together: a turn of a thread for each costs more than the answers.
+    frozen = await in_thread(host.frozen, [record.id for record in records if record.id in jobs or record.pid])
     due: list[Entry] = []
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def in_turn(record: Record, held: list[HeldJob]) -> None:
         # First come, first served: they are entered into the books in the order of their creation.
         async with gate:
-            await _take_up_one(engine, host, books, record, loaded, held, due, rebooted=rebooted)
+            await _take_up_one(
+                engine, host, books, record, loaded, held, due, frozen=record.id in frozen, rebooted=rebooted
+            )
 
     ends = await asyncio.gather(
         *(in_turn(record, jobs.pop(record.id, [])) for record in records), return_exceptions=True
@@ -98,6 +102,7 @@ async def _take_up_one(
     jobs: list[HeldJob],
     due: list[Entry],
     *,
+    frozen: bool,
     rebooted: bool,
 ) -> None:
     entry = engine.inside.new_entry(record)
@@ -118,7 +123,7 @@ async def _take_up_one(
     elif rebooted:
         await tell_lost(books, entry, HOST_RESTARTED)
     else:
-        await _take_up_running(engine, host, books, entry, jobs, due)
+        await _take_up_running(engine, host, books, entry, jobs, due, frozen=frozen)
     if record.lease in ("scope", "process") or (record.lease in ("owner", "connection") and rebooted):
         # Its owner was the engine before us, or one of an earlier boot, and that is dead.
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
@@ -205,7 +210,14 @@ async def _tell_restart(books: Books, entry: Entry, held: HeldJob | None) -> Non
 
 
 async def _take_up_running(
-    engine: Engine, host: LinuxHost, books: Books, entry: Entry, jobs: list[HeldJob], due: list[Entry]
+    engine: Engine,
+    host: LinuxHost,
+    books: Books,
+    entry: Entry,
+    jobs: list[HeldJob],
+    due: list[Entry],
+    *,
+    frozen: bool,
 ) -> None:
     record = entry.record
     # One without a process is a runtime call that failed while no engine was there.
@@ -238,7 +250,7 @@ async def _take_up_running(
         log.warning("container %s can't be started again as it is: %s", record.name, changed)
         spec = None
     # A pause, or its end, that was not told before the crash is seen here.
-    record.status = Status.PAUSED if await host.is_frozen(record.id) else Status.RUNNING
+    record.status = Status.PAUSED if frozen else Status.RUNNING
     entry.restoring = True
     await entry.client.restore(record.id, *options, spec=spec)
     engine.execs.take_up(entry)

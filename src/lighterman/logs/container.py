@@ -65,15 +65,17 @@ class ContainerLog:
         path = str(self._directory / str(generation))
         # The first run has nothing to look through, and is the one that somebody waits for.
         if generation > 1 or takeover or self.policy != "block":
-            room = self._max_bytes * (self._max_files - 1)
-            await in_thread(trim_generations, self._directory, room, generation)
-            sink = await in_thread(self._pump.open, path, self._max_bytes, self._max_files, self.policy)
+            sink = await in_thread(self._open_with_room, path, generation)
         else:
             sink = self._pump.open(path, self._max_bytes, self._max_files)
         self._live = (generation, sink)
         self._expecting = True
         self._tell()
         return sink
+
+    def _open_with_room(self, path: str, generation: int) -> OutputSink:
+        trim_generations(self._directory, self._max_bytes * (self._max_files - 1), generation)
+        return self._pump.open(path, self._max_bytes, self._max_files, self.policy)
 
     def end(self) -> None:
         """No further run is due: who follows comes to an end after the last byte. A new run takes it back."""

@@ -296,7 +296,7 @@ class OciRuntime:
         evidence = await in_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
-        system = self._opened(id, None, None, None)
+        system = self._opened(id, None, None)
         system.adopt = lambda: adopt(evidence)
         return system
 
@@ -306,11 +306,8 @@ class OciRuntime:
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue
-            held = await self.keeper.fetch(job.job) if "rootfs" in job.held else {}
-            mount = held.pop("rootfs", None)
-            for fd in held.values():
-                os.close(fd)
-            system = self._opened(id, mount, meta.segments, meta.lease, meta.upper)
+            # Its mount comes with its process: what the keeper holds is fetched once.
+            system = self._opened(id, meta.segments, meta.lease, meta.upper)
             system.adopt = lambda: self._adopt(id)
             system.listed = listed
             return system
@@ -324,7 +321,7 @@ class OciRuntime:
         return adopt(evidence)
 
     def _opened(
-        self, id: str, mount: int | None, segments: OutputSegments | None, lease: str | None, upper: str | None = None
+        self, id: str, segments: OutputSegments | None, lease: str | None, upper: str | None = None
     ) -> OciSystem:
         cgroup_path = group_of(self._run_dir, id)
         cgroup = Cgroup(cgroup_path, self._cgroups)
@@ -336,7 +333,7 @@ class OciRuntime:
             cgroup=cgroup,
             cgroup_path=cgroup_path,
             process=ProcessConfig(),
-            mount=mount,
+            mount=None,
             own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
             oom=OomWatch(cgroup, self._oom_ears, limited=True),  # likewise not known
             segments=segments,
@@ -397,7 +394,7 @@ class OciRuntime:
         check_id(id)
         while (removal := self._removals.get(id)) is not None:
             await asyncio.wait((removal,))
-        await self._remove(self._systems.get(id) or self._opened(id, None, None, None))
+        await self._remove(self._systems.get(id) or self._opened(id, None, None))
         self._systems.pop(id, None)
 
     def is_open(self, id: str) -> bool:

@@ -104,12 +104,13 @@ async def taken_over(
     started_mono: float,
     members: Callable[[int], Members] | None,
     clean_up: Callable[[], None] | None,
-) -> OciProcess:
-    """A process that an earlier engine has started, with the keeper's duplicates as its streams."""
+) -> tuple[OciProcess, int | None]:
+    """A process that an earlier engine has started, with the keeper's duplicates as its streams.
+
+    Returns: with it the descriptor of the root's mount, the caller's to close; None if none was held for it.
+    """
     held = await keeper.fetch(job.job)
     rootfs = held.pop("rootfs", None)
-    if rootfs is not None:
-        os.close(rootfs)
     pidfd = None
     if job.exit is None and job.pid is not None and job.start_time is not None:
         try:
@@ -130,7 +131,7 @@ async def taken_over(
         )
     for fd in held.values():
         os.close(fd)
-    return OciProcess(
+    process = OciProcess(
         job=job.job,
         pid=job.pid or 0,
         pidfd=pidfd,
@@ -142,3 +143,4 @@ async def taken_over(
         members=members,
         clean_up=clean_up,
     )
+    return process, rootfs

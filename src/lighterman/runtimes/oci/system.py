@@ -424,7 +424,7 @@ class OciSystem:
         if kept is None:
             return None
         job, meta = kept
-        process = await taken_over(
+        process, mount = await taken_over(
             self._keeper(),
             job,
             terminal=meta.terminal,
@@ -433,7 +433,7 @@ class OciSystem:
             clean_up=self._exec_cgroups.leaving(meta.cgroup),
         )
         if meta.kind == "init":
-            self._init = process
+            self._init, self.mount = process, mount
         else:
             self._execs[meta.name] = process
         return process
