@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from real_support import running_in
 
-from lighterman import Container, Engine, NotFound, Process
+from lighterman import Container, Engine, LogRecord, NotFound, Process
 from lighterman.lifecycle.events import State
 from support import eventually
 
@@ -166,7 +166,13 @@ async def test_P04_found_again_after_kill_9_of_the_engine(root: Path) -> None:
         assert (await asyncio.wait_for(ended.wait(), 60)).code == 12
         assert await output(ended) == numbers
         # A reader goes on from where another one, or an earlier engine's, had come.
-        first = [record async for record in running.logs()]
+        first: list[LogRecord] = []
+
+        async def all_is_read() -> bool:
+            first[:] = [record async for record in running.logs()]
+            return sum(len(record.data) for record in first) >= len(numbers)
+
+        await eventually(all_is_read)
         assert running.exit is None
         assert b"".join(record.data for record in first) == numbers
         await box.exec(["touch", "/go"])

@@ -281,7 +281,7 @@ async def test_P02_ttl_ends_what_waits_for_its_restart(engine: Engine) -> None:
     def much_later(_history: object) -> float:
         return 1000.0
 
-    async with engine.container("busybox", ["sh", "-c", "exit 5"], ttl_s=1.5, restart=much_later) as box:
+    async with engine.container("busybox", ["sh", "-c", "exit 5"], ttl_s=6, restart=much_later) as box:
         exit = await asyncio.wait_for(box.wait(), 60)
         assert (exit.code, exit.reason) == (5, "lease")
 

@@ -137,6 +137,7 @@ async def test_P07_dead_and_hanging_sinks_the_program_writes_as_much(engine: Eng
     )
     await box.start()
     assert (await asyncio.wait_for(box.wait(), 60)).code == 0
+    await eventually(lambda: sum(sink.error is not None for sink in box.log_state.sinks) == 2)
     state = box.log_state
     assert {sink.kind: (sink.sent, sink.error is not None) for sink in state.sinks} == {
         "callable": (0, False),
