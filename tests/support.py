@@ -18,6 +18,7 @@ __all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapsho
 T = TypeVar("T")
 
 POLL_S = 0.02
+PATIENCE = float(os.environ.get("LIGHTERMAN_TEST_PATIENCE", "1"))  # how much slower this host is than a usual one
 if sys.platform == "linux":
     from lighterman.roots import default_run, default_state
 
@@ -41,7 +42,7 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -
 
     Raises: AssertionError after `timeout_s`, with the last value.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PATIENCE
     while True:
         value = condition()
         if inspect.isawaitable(value):
@@ -55,7 +56,7 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -
 
 def eventually_sync(condition: Callable[[], T], timeout_s: float = 20.0) -> T:
     """`eventually` without a loop."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PATIENCE
     pause = threading.Event()
     while True:
         value = condition()

@@ -1,6 +1,6 @@
 # Read by vm-run, in the virtual machine, as root: the tests with the arguments of /arguments, one a line, or a shell.
 # What is in /results goes back to the host through the last disk.
-export PATH="/venv/bin:$PATH" LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+export PATH="/venv/bin:$PATH" LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 LIGHTERMAN_TEST_PATIENCE=6
 cd /checkout || exit
 
 if grep -qw vm.shell /proc/cmdline; then
