@@ -12,7 +12,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from vm.hosts import HERE, HOSTS, RUNTIMES, SMOKE, Host  # noqa: E402
-from vm.results import Case, nowhere, read_junit, table  # noqa: E402
+from vm.results import Case, merged, nowhere, read_junit, table  # noqa: E402
 
 OLD, NEW = (Host(name=name, title=f"the {name} one", kernel_arguments="") for name in ("old", "new"))
 JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="pytest">
@@ -76,6 +76,19 @@ def test_table_counts_by_host_runtime_and_suite_and_gives_the_reasons(cases: lis
     assert "| `old` | - | test_readme | 0 | 0 | 1 |" in text
     assert "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1 == 2 (not explained)" in text
     assert "- `old`: no root: `test_readme.test_first`" in text
+
+
+def test_what_was_tried_again_is_said_to_be_so(cases: list[Case]) -> None:
+    failed = next(case for case in cases if case.outcome == "failed")
+    assert failed.node_id == "tests/real/test_run.py::test_code[runc-3]"
+    text = table({OLD: merged(cases, [Case(failed.name, "passed")])}, {OLD: {}}, {})
+    assert "| `old` | runc | real | 1 | 0 | 0 |" in text
+    assert text.index("## Failed, and passed") < text.index(
+        "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1"
+    )
+    text = table({OLD: merged(cases, [Case(failed.name, "failed", "assert 3 == 4")])}, {OLD: {}}, {})
+    assert "assert 3 == 4" in text
+    assert "assert 1 == 2" not in text
 
 
 def test_hosts_are_told_apart_by_their_names() -> None:

@@ -1,6 +1,7 @@
-"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]`, `... shell [--host NAME]`, and `... table`.
+"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]`, `... shell [--host NAME]`, `... again`, `... table`.
 
-`table` writes docs/hosts.md of what the last runs of all hosts brought back; `test` does it after a whole run.
+`table` writes docs/hosts.md of what the last runs of all hosts brought back; `again` tries once more what failed in
+them, and says so there. A whole `test` does both.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ CUT_SHORT = 124  # timeout(1)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__, allow_abbrev=False)
-    parser.add_argument("verb", choices=("test", "shell", "table"))
+    parser.add_argument("verb", choices=("test", "again", "shell", "table"))
     parser.add_argument("--host", choices=[host.name for host in HOSTS], action="append", help="only this one")
     parser.add_argument("--smoke", action="store_true", help="the selection that every change has to pass; no table")
     parser.add_argument("--timeout-s", type=float, help="for each host")
@@ -60,12 +61,17 @@ def main() -> int:
             return shell(chosen[0] if options.host else machines[-1])
         if options.verb == "table":
             problems = table()
+        elif options.verb == "again":
+            problems = again(chosen, options.timeout_s or BOUND_S) + table()
         elif options.smoke:
             there = [host for host in chosen if host is not HERE]
             problems = test(there, selection or list(SMOKE), options.timeout_s or SMOKE_BOUND_S, whole=False)
         else:
             whole = not selection
-            problems = test(chosen, selection or _files(), options.timeout_s or BOUND_S, whole=whole)
+            bound_s = options.timeout_s or BOUND_S
+            problems = test(chosen, selection or _files(), bound_s, whole=whole)
+            if whole and problems:
+                problems = again(chosen, bound_s)
             if not selection and not options.host:
                 problems += table()
     for problem in problems:
@@ -148,6 +154,36 @@ def test(hosts: list[Host], selection: list[str], bound_s: float, *, whole: bool
     return problems
 
 
+def again(hosts: list[Host], bound_s: float) -> list[str]:
+    """Once more what failed on each of these hosts; what still goes wrong, and what could not be tried."""
+    problems: list[str] = []
+    made = image.ready(BUILD) if hosts != [HERE] else None
+    for host in hosts:
+        folder = RESULTS / host.name
+        try:
+            code = int((folder / "exit").read_text())
+            failed = [case.node_id for case in results.read_junit(folder / "junit.xml") if case.outcome == "failed"]
+        except (OSError, ValueError, ParseError) as error:
+            problems.append(f"{host.name}: there is no run whose failures could be tried again: {error}")
+            continue
+        if code not in (0, 1):
+            problems.append(f"{host.name}: pytest ended with {code}: see {folder}")
+        elif failed:
+            print(f"\n== {host.name}: {len(failed)} once more", flush=True)
+            second = folder / "again"
+            second.mkdir(exist_ok=True)
+            try:
+                if made is None or host is HERE:
+                    _run_here(failed, second, bound_s)
+                else:
+                    _run_there(host, made, failed, second, bound_s, "", whole=False)
+                if code := int((second / "exit").read_text()):
+                    problems.append(f"{host.name}: once more, pytest ended with {code}: see {second}")
+            except (machine.Failed, subprocess.TimeoutExpired, OSError, ValueError, tarfile.TarError) as error:
+                problems.append(f"{host.name}: {error}")
+    return problems
+
+
 def table() -> list[str]:
     """Write the table of what each host's last run brought back; what is wrong with that as a whole."""
     runs: dict[Host, list[results.Case]] = {}
@@ -158,6 +194,8 @@ def table() -> list[str]:
         folder = RESULTS / host.name
         try:
             runs[host] = results.read_junit(folder / "junit.xml")
+            if (folder / "again/junit.xml").exists():
+                runs[host] = results.merged(runs[host], results.read_junit(folder / "again/junit.xml"))
             part = (folder / "part").read_text()
             if part:
                 parts[host] = part

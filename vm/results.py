@@ -12,7 +12,7 @@ from typing import Literal
 
 from vm.hosts import EXPLAINED, RUNTIMES, Host
 
-__all__ = ["Case", "Outcome", "nowhere", "read_junit", "table"]
+__all__ = ["Case", "Outcome", "merged", "nowhere", "read_junit", "table"]
 
 Outcome = Literal["passed", "failed", "skipped"]
 
@@ -24,12 +24,21 @@ class Case:
     Attributes:
         name: as pytest's node id says it, with dots: `tests.oci.test_mounts.test_copy[crun]`.
         reason: why it was skipped, or the first line of its failure; empty for a passed one.
+        at_first: the first line of the failure before it was tried again; empty if it was not.
     """
 
     name: str
     outcome: Outcome
     reason: str = ""
     seconds: float = 0.0
+    at_first: str = ""
+
+    @property
+    def node_id(self) -> str:
+        """Pytest's: `tests/oci/test_mounts.py::test_copy[crun]`."""
+        plain, bracket, parameters = self.name.partition("[")
+        module, _, function = plain.rpartition(".")
+        return f"{module.replace('.', '/')}.py::{function}{bracket}{parameters}"
 
     @property
     def suite(self) -> str:
@@ -49,6 +58,14 @@ def read_junit(path: Path) -> list[Case]:
     Raises: OSError, xml.etree.ElementTree.ParseError.
     """
     return [_case(element) for element in ElementTree.parse(path).iter("testcase")]
+
+
+def merged(first: Iterable[Case], again: Iterable[Case]) -> list[Case]:
+    """The cases of a whole run, with what came of those that were tried again."""
+    second = {case.name: case for case in again}
+    return [
+        dataclasses.replace(second[case.name], at_first=case.reason) if case.name in second else case for case in first
+    ]
 
 
 def _case(element: ElementTree.Element) -> Case:
@@ -122,6 +139,7 @@ def _lines(
     yield ""
     yield "A test that names no runtime (`-`) uses the default one, or none."
     yield from _section("Failed", _failed(runs))
+    yield from _section("Failed, and passed when tried again", _at_first(runs))
     yield from _section("Skipped", _skipped(runs))
 
 
@@ -138,6 +156,13 @@ def _failed(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
             if case.outcome == "failed":
                 why = EXPLAINED.get(case.name.partition("[")[0], "not explained")
                 yield f"- `{host.name}`: `{case.name}`: {_escaped(case.reason)} ({why})"
+
+
+def _at_first(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
+    for host, cases in runs.items():
+        for case in cases:
+            if case.at_first and case.outcome == "passed":
+                yield f"- `{host.name}`: `{case.name}`: {_escaped(case.at_first)}"
 
 
 def _skipped(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
