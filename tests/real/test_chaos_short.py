@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support import PATIENCE
+
 HERE = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.real
@@ -31,7 +33,18 @@ async def chaos(*arguments: str) -> tuple[int | None, str]:
 async def test_P01_P03_P08_P10_chaos_short_run_has_no_violation(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     code, said = await chaos(
-        "--rounds", "6", "--for", "25", "--faults", "20", "--containers", "6", "--seed", "7", "--json", str(figures)
+        "--rounds",
+        "6",
+        "--for",
+        str(25 * PATIENCE),
+        "--faults",
+        "20",
+        "--containers",
+        "6",
+        "--seed",
+        "7",
+        "--json",
+        str(figures),
     )
     assert code == 0, said
     counted = json.loads(figures.read_text())

@@ -50,11 +50,11 @@ async def test_P03_an_engine_of_another_build_upgrades_the_keeper_under_load(
     root: Path, real_runtime: str, builds: Builds
 ) -> None:
     async with Engine(root=root, runtime=real_runtime) as engine:
-        boxes = [await writer(engine, number) for number in range(4)]
+        for number in range(4):
+            await writer(engine, number)
         terminal = await engine.create("busybox", ["cat"], name="tty", lease=None, terminal=True, stdin=True)
         await terminal.start()
         pid = keeper_pid(root)
-    pids = [box.pid for box in boxes]
     for upgrade in range(3):
         builds.use()
         async with Engine(root=root, runtime=real_runtime) as engine:
@@ -66,7 +66,6 @@ async def test_P03_an_engine_of_another_build_upgrades_the_keeper_under_load(
             done = await terminal.exec(["sh", "-c", "echo in; exit 6"])
             assert (done.exit.code, done.stdout) == (6, b"in\n")
     async with Engine(root=root, runtime=real_runtime) as engine:
-        assert len(set(pids)) == 4
         for number in range(4):
             await all_is_there(await engine.get(f"box{number}"), number)
         await (await engine.get("tty")).remove(force=True)

@@ -138,9 +138,13 @@ def _other_keeper(root: Path, lost: int) -> bool:
 
 
 def _leases_of(root: Path) -> int:
-    """How many processes a root's keeper holds by pidfd."""
+    """How many processes a root's keeper holds by pidfd; -1 while its launcher hands over to it."""
+    try:
+        keeper = keeper_pid(root)
+    except AssertionError:
+        return -1
     found = 0
-    for fd in Path(f"/proc/{keeper_pid(root)}/fd").iterdir():
+    for fd in Path(f"/proc/{keeper}/fd").iterdir():
         try:
             found += "pidfd" in os.readlink(fd)
         except FileNotFoundError:
