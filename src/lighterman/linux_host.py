@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -222,7 +222,8 @@ class LinuxHost:
             starting = asyncio.ensure_future(KeeperClient.start_or_connect(self._root.run, self._root.state))
             try:
                 keeper = await to_its_end(starting)
-                orphaned = await _end_orphans(self._root, keeper)
+                known = {pid for runtime in self._runtimes.values() for pid in runtime.pids()}
+                orphaned = await _end_orphans(self._root, keeper, known)
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
                 await grant_again(keeper)
@@ -258,11 +259,15 @@ class LinuxHost:
         """Unix time, seconds."""
         return time.time()
 
-    async def held_jobs(self) -> list[HeldJob]:
-        """Every process that the keeper has for this root, or has told the end of without an acknowledgement."""
+    async def held_jobs(self, known: set[int]) -> list[HeldJob]:
+        """Every process that the keeper has for this root, or has told the end of without an acknowledgement.
+
+        Args: known: processes of containers that are written down.
+        """
         held = []
         jobs = await self._settled_jobs()
-        self._orphaned = await _end_orphans(self._root, self.keeper, settled=True)
+        known |= {job.pid for job in jobs if job.pid is not None}
+        self._orphaned = await _end_orphans(self._root, self.keeper, known, settled=True)
         for job in jobs:
             meta = decode_meta(job.meta)
             if meta is None:
@@ -474,11 +479,13 @@ def _listed(directory: str) -> set[str]:
         return set()
 
 
-async def _end_orphans(root: StateRoot, keeper: KeeperClient, *, settled: bool = False) -> set[str]:
+async def _end_orphans(
+    root: StateRoot, keeper: KeeperClient, known: Collection[int], *, settled: bool = False
+) -> set[str]:
     """Returns: the containers that they were for."""
     if not await in_thread(os.path.exists, f"{root.run}/runtime"):
         return set()
-    ended = await in_thread(partial(end_orphans, settled=settled), f"{root.run}/runtime", keeper.pid)
+    ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid, settled=settled, known=known)
     if ended:
         log.warning("ended %d runtime calls that nobody waits for any more", len(ended))
     return ended

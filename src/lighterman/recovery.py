@@ -45,13 +45,13 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     """
     boot_id = await in_thread(host.boot_id)
     loaded = await store.load(boot_id, host.now())
+    records = [decoded(encoded) for encoded in loaded.records]
     jobs: dict[str, list[HeldJob]] = {}
-    for job in await host.held_jobs():
+    for job in await host.held_jobs({record.pid for record in records if record.pid}):
         jobs.setdefault(job.meta.id, []).append(job)
     for stone in loaded.tombstones:
         books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
-    records = [decoded(encoded) for encoded in loaded.records]
     # Asked for all together: a turn of a thread for each costs more than the answers.
     frozen = await in_thread(host.frozen, [record.id for record in records if record.id in jobs or record.pid])
     due: list[Entry] = []

@@ -83,3 +83,9 @@ def test_child_of_a_lost_keeper_that_was_about_to_be_a_call_is_ended() -> None:
         assert child.poll() is None
         assert end_orphans(STATES, 1 << 30) == set()
         assert eventually_sync(child.poll) == -9
+
+
+def test_process_that_is_known_goes_on_though_it_is_not_its_program_yet() -> None:
+    with call(STATES) as init:
+        assert end_orphans(STATES, 1 << 30, settled=True, known={init.pid}) == set()
+        assert init.poll() is None

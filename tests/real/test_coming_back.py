@@ -243,6 +243,10 @@ async def test_back_off_goes_on_in_the_next_engine(root: Path) -> None:
         assert (box.status, box.exit and box.exit.generation) == (Status.RESTARTING, 1)
         with pytest.raises(InvalidState):
             await box.start()
+    # Closed while it waits: the next one waits on.
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        assert box.status is Status.RESTARTING
         exit = await box.stop()
         assert (box.status, exit and exit.code, exit and exit.generation) == (Status.EXITED, 3, 1)
     async with Engine(root=root) as engine:

@@ -11,6 +11,7 @@ import os
 import select
 import signal as signals
 import time
+from collections.abc import Collection
 
 from lighterman.errors import InvalidSpec
 from lighterman.runtimes.oci.bundle import check_id
@@ -23,18 +24,21 @@ _MAKERS = frozenset({b"run", b"restore", b"exec"})
 _KEEPER = b"/keeper/__main__.py"
 
 
-def end_orphans(states: str, keeper: int, container: str | None = None, *, settled: bool = False) -> set[str]:
+def end_orphans(
+    states: str, keeper: int, container: str | None = None, *, settled: bool = False, known: Collection[int] = ()
+) -> set[str]:
     """End what makes processes of containers, of every runtime with a state directory below `states`.
 
     Args: keeper: what descends from that process is left alone, unless `settled`: no call is under way in it.
-        container: only those for this one.
+        container: only those for this one. known: processes of containers; one that was started just now may still
+            bear its runtime's arguments.
     Blocking. Returns: their containers, once they have ended, or after some seconds.
     """
     ended: set[str] = set()
     pidfds: list[int] = []
     try:
         # Again until there are none: one that was found may have forked another meanwhile.
-        while found := _end_found(states, keeper, container, settled=settled):
+        while found := _end_found(states, keeper, container, known, settled=settled):
             ended.update(id for _, id in found if id)
             pidfds += (pidfd for pidfd, _ in found)
             if not _wait([pidfd for pidfd, _ in found]):
@@ -45,10 +49,15 @@ def end_orphans(states: str, keeper: int, container: str | None = None, *, settl
     return ended
 
 
-def _end_found(states: str, keeper: int, container: str | None, *, settled: bool) -> list[tuple[int, str]]:
+def _end_found(
+    states: str, keeper: int, container: str | None, known: Collection[int], *, settled: bool
+) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or _container_of(pid := int(entry), states, keeper, container) is None:
+        if not entry.isdigit() or int(entry) in known:
+            continue
+        pid = int(entry)
+        if _container_of(pid, states, keeper, container) is None:
             continue
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)

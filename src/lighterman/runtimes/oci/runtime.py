@@ -397,6 +397,10 @@ class OciRuntime:
         await self._remove(self._systems.get(id) or self._opened(id, None, None))
         self._systems.pop(id, None)
 
+    def pids(self) -> set[int]:
+        """Of every process of a container that is known here."""
+        return {pid for system in self._systems.values() for pid in system.known_pids()}
+
     def is_open(self, id: str) -> bool:
         """Whether it was created or opened here, and what it has left was not taken away yet."""
         return id in self._systems

@@ -212,10 +212,11 @@ class OciSystem:
             # Its orphans are the keeper's children too: a stray can't be told from them.
             return contextlib.nullcontext()
         if self._strays is None:
-            self._strays = Strays(self.cgroup.pids, self._known_pids, lambda: self._keeper().pid)
+            self._strays = Strays(self.cgroup.pids, self.known_pids, lambda: self._keeper().pid)
         return self._strays.starting()
 
-    def _known_pids(self) -> set[int]:
+    def known_pids(self) -> set[int]:
+        """Of its first process and its execs."""
         return {process.pid for process in (self._init, *self._execs.values()) if process is not None}
 
     async def _spawn(
