@@ -114,47 +114,6 @@ async def test_stdin_is_connected_anew(runc: Engine) -> None:
 
 
 @needs_criu
-async def test_another_container_goes_on_from_a_copy(root: Path) -> None:
-    async with Engine(root=root, runtime="runc") as engine:
-        box = await counting(engine, hostname="same")
-        await box.checkpoint("one", leave_running=True)
-        copies = [
-            await engine.create(name=f"copy{number}", checkpoint="counter/one", lease=lease)
-            for number, lease in enumerate(("process", None))
-        ]
-        assert [list(await copy.checkpoints()) for copy in copies] == [["one"], ["one"]]
-        await copies[0].start()
-        assert (await asyncio.wait_for(copies[0].wait(), 300)).code == 7
-        await box.wait()
-        await box.remove()
-    async with Engine(root=root, runtime="runc") as engine:
-        copy = await engine.get("copy1")
-        await copy.start()
-        assert (await asyncio.wait_for(copy.wait(), 300)).code == 7
-        said = await logged(copy)
-        first = int(said.split()[0])
-        assert first > 3
-        assert said == b"".join(b"%d\n" % number for number in range(first, 60)) + b"1 same\n"
-        # The next run is a fresh one, unless asked for otherwise.
-        await copy.start()
-        await written(copy, said + b"0\n")
-        await copy.remove(force=True)
-
-
-@needs_criu
-async def test_copy_of_half_a_checkpoint_is_refused_and_leaves_nothing(root: Path) -> None:
-    async with Engine(root=root, runtime="runc") as engine:
-        box = await counting(engine)
-        await box.checkpoint("one")
-        (root / "containers" / box.id / "checkpoints/one/images/inventory.img").unlink()
-        with pytest.raises(NotFound, match="whole"):
-            await engine.create(checkpoint="counter/one")
-        assert os.listdir(root / "containers") == [box.id]
-        assert [one.name for one in await engine.containers()] == ["counter"]
-        await box.remove()
-
-
-@needs_criu
 async def test_a_later_engine_starts_from_it(root: Path) -> None:
     async with Engine(root=root, runtime="runc") as engine:
         box = await counting(engine, lease=None)
@@ -274,25 +233,6 @@ async def test_checkpoints_that_are_not_there(runc: Engine) -> None:
         await box.checkpoint("one")
     assert box.status is Status.CREATED
     await box.remove()
-
-
-@pytest.mark.parametrize("place", ["", "/", "one", "box/", "box/../up", "box/a/b", "/one", "box/-x", 5])
-async def test_places_that_are_none(runc: Engine, place: str) -> None:
-    box = await runc.create("busybox", ["true"], name="box")
-    with pytest.raises((InvalidSpec, NotFound), match=r"checkpoint|container"):
-        await runc.create(checkpoint=place)
-    with pytest.raises(NotFound, match="no checkpoint"):
-        await runc.create(checkpoint="box/none")
-    with pytest.raises(NotFound, match="other"):
-        await runc.create(checkpoint="other/one")
-    assert [one.name for one in await runc.containers()] == ["box"]
-    await box.remove()
-
-
-async def test_copy_is_asked_for_nothing_else(runc: Engine) -> None:
-    for image, argv, more in (("busybox", [], {}), (None, ["true"], {}), (None, [], {"env": {"a": "b"}})):
-        with pytest.raises(InvalidSpec, match="as the one that was saved"):
-            await runc.create(image, argv, checkpoint="box/one", **more)  # type: ignore[arg-type]
 
 
 def program(directory: Path, name: str, script: str) -> None:

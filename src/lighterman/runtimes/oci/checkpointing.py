@@ -133,15 +133,6 @@ class SavedState(msgspec.Struct, frozen=True):
         """Copy a writable layer into it; nobody may write there meanwhile. Raises: StoreError."""
         await _copy_tree(keeper, upper, self.upper, container)
 
-    async def copy_to(self, other: SavedState, keeper: KeeperClient, container: str) -> None:
-        """Make another one that is the same. Raises: NotFound if this is no whole one, StoreError."""
-        await in_thread(self.require_whole, container)
-        try:
-            await in_thread(os.makedirs, os.path.dirname(other.path), mode=0o700, exist_ok=True)
-        except OSError as failed:
-            raise StoreError(f"checkpoint {other.path} can't be written: {failed.strerror}") from failed
-        await _copy_tree(keeper, self.path, other.path, container)
-
     async def put_files_back(self, keeper: KeeperClient, upper: str, container: str) -> None:
         """Make a writable layer what it was when the checkpoint was made. Raises: StoreError."""
         fresh = f"{upper}.new"
