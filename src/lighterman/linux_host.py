@@ -228,6 +228,8 @@ class LinuxHost:
                 await grant_again(keeper)
             except LightermanError as failed:
                 log.error("no other keeper can be started: %s", failed)
+                if starting.done() and not starting.cancelled() and starting.exception() is None:
+                    await starting.result().close()  # it was lost as well
                 await asyncio.sleep(limits.KEEPER_RETRY_S)
                 continue
             except asyncio.CancelledError:
