@@ -73,7 +73,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     # The idle ones of a test without an engine, which would have ended them.
     let_go()
-    # What a failed connection's traceback still holds: nobody can reach it, and nothing runs any more that would collect it.
+    # What only a cycle holds, a failed connection's traceback say: nothing runs any more that would collect it.
     gc.collect()
     left = session.config.stash[LEFT] = leaked_since(before)
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
