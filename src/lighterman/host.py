@@ -88,6 +88,9 @@ class Host(Protocol):
     def check_restart(self, policy: RestartPolicy) -> None:
         """Raises: NotSupported for one that waits for an end that no program comes to here."""
 
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
+        """Copy one of container `id` from one directory to another. Raises: NotFound, NotSupported, StoreError."""
+
     # ---- the end ----
 
     def forget(self, id: str) -> None:

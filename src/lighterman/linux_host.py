@@ -34,6 +34,7 @@ from lighterman.runtimes.oci.cgroups import (
     check_resources,
     group_of,
 )
+from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.orphans import end_orphans
@@ -411,6 +412,10 @@ class LinuxHost:
 
     def check_restart(self, policy: RestartPolicy) -> None:
         """Each can be carried out here."""
+
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
+        """See `Host.copy_checkpoint`."""
+        await SavedState.at(source, name).copy_to(SavedState.at(target, name), self.keeper, id)
 
     # ---- the end ----
 

@@ -17,6 +17,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         generation: of the last run, 0 before the first. starting: of the run that is being started, 0 if none is; an
             engine that finds it set after a crash ends what there is of that run.
         restart_at: while it is restarting: when its next run is due, seconds on the engine's monotonic clock.
+        checkpoint: of its own: from which its first run goes on.
         manually_stopped: whether the last run was asked to end; then no policy starts it again.
         lease: what ends it: `scope`, `process`, `owner`, `connection`, or None: it lives on when the engine has gone.
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
@@ -40,6 +41,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     generation: int = 0
     starting: int = 0
     restart_at: float | None = None
+    checkpoint: str | None = None
     manually_stopped: bool = False
     pid: int = 0
     runtime: str = ""

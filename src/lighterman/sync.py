@@ -140,10 +140,13 @@ class Engine:
         stdin: bool = False,
         name: str | None = None,
         lease: str | int | ConnectionLease | None = "process",
+        checkpoint: str | None = None,
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it."""
-        made = self._loop.call(self._engine.create(image, argv, stdin=stdin, name=name, lease=lease, **options))
+        made = self._loop.call(
+            self._engine.create(image, argv, stdin=stdin, name=name, lease=lease, checkpoint=checkpoint, **options)
+        )
         return Container(self._loop, made)
 
     def get(self, name_or_id: str) -> Container:

@@ -296,6 +296,10 @@ class WindowsHost:
         """Raises: NotSupported for an end that no program of Windows comes to."""
         _check_restart(policy)
 
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
+        """Raises: NotSupported: there are no checkpoints."""
+        raise NotSupported("on Windows there are no checkpoints")
+
     # ---- the end ----
 
     def forget(self, id: str) -> None:

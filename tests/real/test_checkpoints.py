@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from real_support import logged, written
+from real_support import cgroup_of, logged, written
 
 from lighterman import AlreadyExists, Container, Engine, InvalidSpec, InvalidState, NotFound, NotSupported
 from lighterman.lifecycle.status import Status
 from lighterman.runtimes.oci import checkpointing
 from lighterman.runtimes.oci.checkpointing import why_no_checkpoints
+from support import eventually
 
 pytestmark = pytest.mark.real
 
@@ -111,6 +112,59 @@ async def test_stdin_is_connected_anew(runc: Engine) -> None:
     assert (await asyncio.wait_for(box.wait(), 300)).code == 3
     assert await logged(box) == b"got one\ngot two\n"
     await box.remove()
+
+
+@needs_criu
+async def test_another_container_goes_on_from_a_copy(root: Path) -> None:
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await counting(engine, hostname="same", memory="64MiB")
+        await box.checkpoint("one", leave_running=True)
+        copies = [
+            await engine.create(name=f"copy{number}", checkpoint="counter/one", lease=lease)
+            for number, lease in enumerate(("process", None))
+        ]
+        assert [list(await copy.checkpoints()) for copy in copies] == [["one"], ["one"]]
+        await copies[0].start()
+        await written(copies[0], b"err 30\n")
+        await copies[0].pause()
+        pids = [process.pid for process in await copies[0].top()]
+        assert copies[0].pid in pids
+        assert {cgroup_of(pid, "memory").name for pid in pids} == {copies[0].id}
+        assert int((cgroup_of(pids[0], "memory") / "memory.max").read_text()) == 64 << 20
+        await copies[0].resume()
+        assert (await copies[0].exec(["cat", "/proc/1/cgroup"])).stdout == b"0::/\n"
+        assert (await asyncio.wait_for(copies[0].wait(), 300)).code == 7
+        await box.wait()
+        await box.remove()
+    async with Engine(root=root, runtime="runc") as engine:
+        copy = await engine.get("copy1")
+        await copy.start()
+        assert (await asyncio.wait_for(copy.wait(), 300)).code == 7
+        said = await logged(copy)
+        first = int(said.split()[0])
+        assert first > 3
+        assert said == b"".join(b"%d\n" % number for number in range(first, 60)) + b"1 same\n"
+        # The next run is a fresh one, unless asked for otherwise.
+        await copy.start()
+
+        async def from_the_beginning() -> bool:
+            return (await logged(copy)).startswith(said + b"0\n")
+
+        await eventually(from_the_beginning)
+        await copy.remove(force=True)
+
+
+@needs_criu
+async def test_copy_of_half_a_checkpoint_is_refused_and_leaves_nothing(root: Path) -> None:
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await counting(engine)
+        await box.checkpoint("one")
+        (root / "containers" / box.id / "checkpoints/one/images/inventory.img").unlink()
+        with pytest.raises(NotFound, match="whole"):
+            await engine.create(checkpoint="counter/one")
+        assert os.listdir(root / "containers") == [box.id]
+        assert [one.name for one in await engine.containers()] == ["counter"]
+        await box.remove()
 
 
 @needs_criu
@@ -233,6 +287,25 @@ async def test_checkpoints_that_are_not_there(runc: Engine) -> None:
         await box.checkpoint("one")
     assert box.status is Status.CREATED
     await box.remove()
+
+
+@pytest.mark.parametrize("place", ["", "/", "one", "box/", "box/../up", "box/a/b", "/one", "box/-x", 5])
+async def test_places_that_are_none(runc: Engine, place: str) -> None:
+    box = await runc.create("busybox", ["true"], name="box")
+    with pytest.raises((InvalidSpec, NotFound), match=r"checkpoint|container"):
+        await runc.create(checkpoint=place)
+    with pytest.raises(NotFound, match="no checkpoint"):
+        await runc.create(checkpoint="box/none")
+    with pytest.raises(NotFound, match="other"):
+        await runc.create(checkpoint="other/one")
+    assert [one.name for one in await runc.containers()] == ["box"]
+    await box.remove()
+
+
+async def test_copy_is_asked_for_nothing_else(runc: Engine) -> None:
+    for image, argv, more in (("busybox", [], {}), (None, ["true"], {}), (None, [], {"env": {"a": "b"}})):
+        with pytest.raises(InvalidSpec, match="as the one that was saved"):
+            await runc.create(image, argv, checkpoint="box/one", **more)  # type: ignore[arg-type]
 
 
 def program(directory: Path, name: str, script: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lighterman.engine.inside import Inside
-from lighterman.engine.runs import Runs
+from lighterman.engine.runs import CHECKPOINTS, Runs
 from lighterman.entry import Entry
-from lighterman.errors import LightermanError, NotFound
+from lighterman.errors import InvalidSpec, LightermanError, NotFound
 from lighterman.journal import Event
 from lighterman.runtimes.options import WithCheckpoint
 from lighterman.supervisor import checkpoints
@@ -62,16 +62,33 @@ class Checkpoints:
         checkpoints.check_name(name)
         await in_thread(checkpoints.delete, self._directory(entry), name)
 
-    async def start_from(self, entry: Entry, name: str) -> None:
-        """Start it from a checkpoint. Raises: as `Container.start`."""
+    async def find(self, place: str) -> tuple[Entry, str]:
+        """The container and the name of `CONTAINER/CHECKPOINT`. Raises: InvalidSpec, NotFound."""
+        whose, slash, name = place.partition("/") if isinstance(place, str) else ("", "", "")
+        if not slash:
+            raise InvalidSpec(f"checkpoint {place!r:.140}: must be CONTAINER/CHECKPOINT, the container by name or id")
+        entry = self._inside.books.find(whose)
+        await self._must_have(entry, name, "create")
+        return entry, name
+
+    async def copy(self, source: Entry, name: str, entry: Entry) -> None:
+        """Give another container the same checkpoint. Raises: NotFound, NotSupported, StoreError."""
+        host, id = self._inside.host, source.record.id
+        await host.copy_checkpoint(id, name, self._directory(source), self._directory(entry))
+
+    async def _must_have(self, entry: Entry, name: str, operation: str) -> None:
         checkpoints.check_name(name)
         if name not in await self.names(entry):
             raise NotFound(
                 f"container {entry.record.name} has no checkpoint {name!r}",
-                operation="start",
+                operation=operation,
                 container=entry.record.id,
             )
+
+    async def start_from(self, entry: Entry, name: str) -> None:
+        """Start it from a checkpoint. Raises: as `Container.start`."""
+        await self._must_have(entry, name, "start")
         await self._runs.start(entry, WithCheckpoint(name, self._directory(entry)))
 
     def _directory(self, entry: Entry) -> str:
-        return f"{self._inside.root.container(entry.record.id)}/checkpoints"
+        return f"{self._inside.root.container(entry.record.id)}/{CHECKPOINTS}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
@@ -35,6 +35,7 @@ from lighterman.record import Record
 from lighterman.results import Result
 from lighterman.roots import StateRoot
 from lighterman.runtimes.base import RuntimeVersion
+from lighterman.spec import CallableSink, ContainerSpec
 from lighterman.supervisor.client import Client
 from lighterman.threads import in_thread, let_go
 
@@ -297,20 +298,31 @@ class Engine:
         stdin: bool = False,
         name: str | None = None,
         lease: str | int | ConnectionLease | None = "process",
+        checkpoint: str | None = None,
         **options: Unpack[Options],
     ) -> Container:
         """Make a container without starting it.
 
-        Args: lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process
-            dies; a pid: when that process dies, whatever becomes of this one; a ConnectionLease: when its client has
-            hung up for long enough; None: it lives on. The last three need an engine with a `root` of its own, if they
-            are to outlive it.
+        Args:
+            lease: `"process"`: it is killed and removed when the engine is closed, and killed when this process dies; a
+                pid: when that process dies, whatever becomes of this one; a ConnectionLease: when its client has hung
+                up for long enough; None: it lives on. The last three need an engine with a `root` of its own, if they
+                are to outlive it.
+            checkpoint: `CONTAINER/CHECKPOINT`: one like that container, with a copy of that checkpoint, from which its
+                first start goes on. Then there is no image, no command, and no option beside `ttl_s`.
         Raises: AlreadyExists (the name), InvalidSpec, NotFound, NotSupported, UsageError, StoreError.
         If cancelled: it is not there.
         """
         if lease is None and self._root.private:
             raise UsageError("lease=None needs an engine with a root of its own: Engine(root=DIR)")
-        entry = await self._create(image, argv, name=name, stdin=stdin, lease=lease, options=options)
+        if checkpoint is not None:
+            if image is not None or argv or stdin or options.keys() - {"ttl_s"}:
+                raise InvalidSpec(
+                    f"checkpoint {checkpoint!r:.140}: it will be as the one that was saved: ask for no more"
+                )
+            entry = await self._create_from(checkpoint, name=name, lease=lease, ttl_s=options.get("ttl_s"))
+        else:
+            entry = await self._create(image, argv, name=name, stdin=stdin, lease=lease, options=options)
         return Container(self, entry)
 
     async def get(self, name_or_id: str) -> Container:
@@ -383,21 +395,51 @@ class Engine:
         policy, rule = split_restart(options.get("restart", "no"))
         spec = container_spec(image, argv, stdin=stdin, options={**options, "restart": policy})
         _, callables = split_sinks(options.get("log_sinks", ()))
-        id = os.urandom(16).hex()
-        name = check_name(name) if name is not None else f"lm-{id[:12]}"
         if (spec.image is None) == (spec.rootfs is None):
             raise InvalidSpec("a container needs an image or a rootfs, and not both")
-        record = Record(id=id, name=name, spec=spec, created_at=self._clock.wall())
-        for field, value in asked_lease(lease, options.get("ttl_s")).items():
-            setattr(record, field, value)
-        entry = self.inside.new_entry(record)
+        entry = self._new_entry(spec, name, lease, options.get("ttl_s"))
         entry.restart_rule, entry.check = rule, options.get("health")
+        await self._enter(entry, lease, callables)
+        return entry
+
+    async def _create_from(
+        self, checkpoint: str, *, name: str | None, lease: str | int | ConnectionLease | None, ttl_s: float | None
+    ) -> Entry:
+        self.inside.must_be_open()
+        source, saved = await self.checkpoints.find(checkpoint)
+        entry = self._new_entry(source.record.spec, name, lease, ttl_s)
+        entry.restart_rule, entry.check = source.restart_rule, source.check
+        entry.record.checkpoint = saved
+        await self._enter(entry, lease, (), copy=lambda: self.checkpoints.copy(source, saved, entry))
+        return entry
+
+    def _new_entry(
+        self, spec: ContainerSpec, name: str | None, lease: str | int | ConnectionLease | None, ttl_s: float | None
+    ) -> Entry:
+        id = os.urandom(16).hex()
+        name = check_name(name) if name is not None else f"lm-{id[:12]}"
+        record = Record(id=id, name=name, spec=spec, created_at=self._clock.wall())
+        for field, value in asked_lease(lease, ttl_s).items():
+            setattr(record, field, value)
+        return self.inside.new_entry(record)
+
+    async def _enter(
+        self,
+        entry: Entry,
+        lease: str | int | ConnectionLease | None,
+        callables: Sequence[CallableSink],
+        copy: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Write it down. Args: copy: makes files of it first. If it fails nothing is left."""
+        id, name = entry.record.id, entry.record.name
         self.inside.books.enter(entry)
         told = False
         try:
             self.leases.take(entry, lease)
             # Everything that can be wrong shows here, before anything is on disk.
             await self.runs.spec_of(entry)
+            if copy is not None:
+                await copy()
             self.inside.must_be_open()
             await self.inside.books.tell(entry, Event(kind="create", container=id, name=name))
             told = True
@@ -411,8 +453,9 @@ class Engine:
             else:
                 self.leases.removed(entry)
                 self.inside.books.unenter(entry)
+                if copy is not None:
+                    await self._tasks.finish_and_wait(self.removal.remove_files(entry), f"undo {name}")
             raise
-        return entry
 
     async def _to_end(self, entry: Entry, timeout_s: float | None, max_output: int) -> tuple[Captured, Captured]:
         out = capture(self._tasks, entry.output(1), max_output)

@@ -83,12 +83,16 @@ class Removal:
         for life in entry.execs.values():
             life.output_of.close()
             life.ended.set()
-        await in_thread(_remove_tree, inside.root.container(entry.record.id))
+        await self.remove_files(entry)
         try:
             await inside.books.bury(entry)
         except StoreError as failed:
             log.error("container %s: its removal is not written down yet: %s", entry.record.name, failed)
             inside.tasks.watch(self._bury_later(entry), f"bury {entry.record.name}")
+
+    async def remove_files(self, entry: Entry) -> None:
+        """Its directory with all that is in it. Raises: StoreError."""
+        await in_thread(_remove_tree, self._inside.root.container(entry.record.id))
 
     async def _bury_later(self, entry: Entry) -> None:
         """Nothing is left of it but its row; an engine that comes before this is done takes that away."""

@@ -31,7 +31,7 @@ from lighterman.lifecycle.events import State
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.runtimes.base import CreateOption
-from lighterman.runtimes.options import FirstRun, WithRestartPolicy
+from lighterman.runtimes.options import FirstRun, WithCheckpoint, WithRestartPolicy
 from lighterman.spec import (
     ExitRecord,
     Resources,
@@ -46,9 +46,11 @@ from lighterman.threads import in_thread
 if TYPE_CHECKING:
     from lighterman.watches import Watches
 
-__all__ = ["Runs", "timings"]
+__all__ = ["CHECKPOINTS", "Runs", "timings"]
 
 log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"  # below the directory of its container
 
 
 class Runs:
@@ -145,6 +147,8 @@ class Runs:
 
     async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
         record = entry.record
+        if record.checkpoint is not None and not record.generation and not options:
+            options = (WithCheckpoint(record.checkpoint, f"{entry.directory}/{CHECKPOINTS}"),)
         entry.start_asked_mono = self._inside.clock.mono()
         runtime = await self._inside.host.runtime(record.spec.runtime)
         entry.client = self.client(runtime.name)

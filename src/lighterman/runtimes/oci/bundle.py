@@ -19,7 +19,7 @@ __all__ = ["Bundle", "check_id", "read_last_words", "unlink_all", "write_file", 
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # `.pid` is runc's, which writes the pid file under that name first, and leaves it there if it is killed meanwhile.
-_KNOWN = ("config.json", "pid", ".pid", "log.json", "console")
+_KNOWN = ("config.json", "pid", ".pid", "log.json", "console", "criu.conf")
 
 
 def check_id(id: str) -> None:
@@ -58,6 +58,11 @@ class Bundle(msgspec.Struct, frozen=True):
     def console(self) -> str:
         """The socket on which the runtime sends the terminal."""
         return f"{self.path}/console"
+
+    @property
+    def criu_config(self) -> str:
+        """What CRIU is told beside what the runtime tells it."""
+        return f"{self.path}/criu.conf"
 
     @property
     def runtime_environment(self) -> dict[str, str]:

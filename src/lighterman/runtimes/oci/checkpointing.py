@@ -25,15 +25,17 @@ from lighterman.errors import NotFound, RuntimeFailed, StoreError
 from lighterman.keeper.client import Job, KeeperClient
 from lighterman.runtimes.oci.bundle import check_id
 from lighterman.runtimes.oci.syscalls import set_network_namespace
+from lighterman.spec import HostFile, Spec
 from lighterman.threads import in_thread
 from lighterman.trees import remove_tree
 
-__all__ = ["SavedState", "criu_environment", "find_criu", "raise_loopback", "why_no_checkpoints"]
+__all__ = ["SavedState", "criu_environment", "find_criu", "going_to", "raise_loopback", "why_no_checkpoints"]
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # where criu and what it calls are, and a user's PATH may not have
 _CHECK_S = 30
 _SAID_CHARS = 400
 _LOG_BYTES = 65536  # of CRIU's log, its end
+_CRIU_CONFIG = "org.criu.config"  # the annotation by which runc knows where that file is
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
 
 
@@ -133,6 +135,15 @@ class SavedState(msgspec.Struct, frozen=True):
         """Copy a writable layer into it; nobody may write there meanwhile. Raises: StoreError."""
         await _copy_tree(keeper, upper, self.upper, container)
 
+    async def copy_to(self, other: SavedState, keeper: KeeperClient, container: str) -> None:
+        """Make another one that is the same. Raises: NotFound if this is no whole one, StoreError."""
+        await in_thread(self.require_whole, container)
+        try:
+            await in_thread(os.makedirs, os.path.dirname(other.path), mode=0o700, exist_ok=True)
+        except OSError as failed:
+            raise StoreError(f"checkpoint {other.path} can't be written: {failed.strerror}") from failed
+        await _copy_tree(keeper, self.path, other.path, container)
+
     async def put_files_back(self, keeper: KeeperClient, upper: str, container: str) -> None:
         """Make a writable layer what it was when the checkpoint was made. Raises: StoreError."""
         fresh = f"{upper}.new"
@@ -196,6 +207,21 @@ def _replace(fresh: str, old: str) -> None:
         os.rename(fresh, old)
     except OSError as failed:
         raise StoreError(f"{fresh} can't be moved to {old}: {failed.strerror}") from failed
+
+
+# ---- its cgroup ------------------------------------------------------------------------------------------------------
+
+
+def going_to(spec: Spec, cgroup_path: str, config: str) -> Spec:
+    """The same, whose processes come back into `cgroup_path`: CRIU puts them where they were, maybe another's, and of
+    where they are to go runc says nothing with cgroup v2.
+
+    Args: config: the path of a file that will be made.
+    """
+    document = msgspec.json.decode(spec.document)
+    document["annotations"] = {**(document.get("annotations") or {}), _CRIU_CONFIG: config}
+    told = HostFile(config, f"cgroup-root {cgroup_path}\n".encode())
+    return msgspec.structs.replace(spec, document=msgspec.json.encode(document), files=(*spec.files, told))
 
 
 # ---- its network -----------------------------------------------------------------------------------------------------

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal as signals
+import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from lighterman.errors import NotSupported, RuntimeUnavailable
-from lighterman.runtimes.oci.bundle import read_last_words
+from lighterman.runtimes.oci.bundle import Bundle, read_last_words
 from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
 from lighterman.runtimes.oci.checkpointing import find_criu, why_no_checkpoints
+from lighterman.trees import remove_tree
 
 __all__ = ["KNOWN", "Probed", "Verdicts", "pick", "probe_all"]
 
 KNOWN = ("crun", "youki", "runc")  # the fastest first: 3x between the first and the last
 _CALL_S = 30
+_PREFIX = "lighterman-probe-"
+_ABANDONED_S = 60  # so old is no directory that its maker is about to lock
 _BOUND = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/nix", "/gnu")
 
 
@@ -61,6 +67,7 @@ def probe_all(cache_file: str | None = None, *, search: str | None = None) -> tu
     key = _key(found)
     if cache_file is not None and (kept := _read(cache_file)) is not None and kept.key == key:
         return kept.probed
+    _sweep()
     probed = tuple(_probe(name, path) for name, path in found)
     # That it did not answer in time holds for this moment only.
     if cache_file is not None and probed and all(one.version != _UNKNOWN for one in probed):
@@ -106,15 +113,15 @@ def _probe(name: str, path: str) -> Probed:
 def _try_container(path: str) -> str | None:
     """Run `echo` of the host in a container with a read-only view of the host's programs; None when it went well."""
     program = shutil.which("echo") or "/bin/echo"
-    with tempfile.TemporaryDirectory(prefix="lighterman-probe-") as directory:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory, _locked(directory):
         os.mkdir(f"{directory}/rootfs")
-        id = f"probe-{os.getpid()}-{os.path.basename(directory)}"
+        id = os.path.basename(directory)
         with open(f"{directory}/config.json", "wb") as file:
             file.write(msgspec.json.encode(_document(program, id)))
         log = f"{directory}/log.json"
         base = [path, "--root", f"{directory}/state", "--log", log, "--log-format", "json"]
         try:
-            ran = _call(*base, "run", "--bundle", directory, id)
+            ran = _call(*base, "run", "--bundle", directory, id, state=directory)
         except subprocess.TimeoutExpired:
             _call(*base, "delete", "--force", id)
             raise
@@ -123,15 +130,51 @@ def _try_container(path: str) -> str | None:
             return None
         _call(*base, "delete", "--force", id)
         # A runtime that gives up half-way leaves some of the cgroups that it has made.
-        Cgroup(f"/lighterman/{id}", cgroup_host()).remove()
+        _cgroup(id).remove()
         said = read_last_words(log) or " ".join(ran.stderr.decode(errors="replace").split())
         return said[-500:] or f"exit status {ran.returncode}"
 
 
-def _call(*argv: str) -> subprocess.CompletedProcess[bytes]:
-    """Raises: OSError, subprocess.TimeoutExpired."""
+def _cgroup(id: str) -> Cgroup:
+    return Cgroup(f"/lighterman/{id}", cgroup_host())
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """For as long as this process uses it. Raises: OSError, BlockingIOError if another one does."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sweep() -> None:
+    """Take away what probes have left that were killed: container, cgroup, directory."""
+    for entry in list(os.scandir(tempfile.gettempdir())):
+        if not entry.name.startswith(_PREFIX):
+            continue
+        try:
+            status = entry.stat(follow_symlinks=False)
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+            if not is_ours or time.time() - status.st_mtime < _ABANDONED_S:
+                continue
+            with _locked(entry.path):
+                cgroup = _cgroup(entry.name)
+                if not cgroup.remove() and cgroup.kill():
+                    cgroup.remove()
+                Bundle(entry.path).remove()  # a runtime's own binary may be mounted there
+                remove_tree(entry.path)
+        except OSError:
+            continue  # it is in use, or went away; the next probe looks again
+
+
+def _call(*argv: str, state: str | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Args: state: where the runtime puts what it makes outside of its root. Raises: OSError, TimeoutExpired."""
     return subprocess.run(
         argv,
+        env={**os.environ, **({"_LIBCONTAINER_STATEDIR": state, "XDG_RUNTIME_DIR": state} if state else {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=_CALL_S,

@@ -20,13 +20,13 @@ from lighterman.errors import (
     NotFound,
     NotSupported,
 )
-from lighterman.keeper.client import KeeperClient
+from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
 from lighterman.runtimes.oci.adoption import adopt, find_evidence
 from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.calls import RuntimeCall, decode_meta
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEars, group_of, group_parent
-from lighterman.runtimes.oci.checkpointing import SavedState
+from lighterman.runtimes.oci.checkpointing import SavedState, going_to
 from lighterman.runtimes.oci.document import encode_config
 from lighterman.runtimes.oci.failures import check_behind_init
 from lighterman.runtimes.oci.mounts import detached_overlay
@@ -122,6 +122,7 @@ class OciRuntime:
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
         self._systems: dict[str, OciSystem] = {}
+        self._listed: dict[str, Sequence[JobState]] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._removals: dict[str, asyncio.Task[None]] = {}
 
@@ -158,9 +159,10 @@ class OciRuntime:
         if document.linux.cgroups_path != cgroup_path:
             spec = _with_cgroup_path(spec, cgroup_path)
         upper = spec.rootfs.upper if isinstance(spec.rootfs, Overlay) else None
+        bundle = Bundle(f"{self._run_dir}/bundles/{id}")
         if checkpoint is not None:
             await self._put_files_back(id, checkpoint, upper)
-        bundle = Bundle(f"{self._run_dir}/bundles/{id}")
+            spec = going_to(spec, cgroup_path, bundle.criu_config)
         # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
         preparing = asyncio.ensure_future(in_thread(self._prepare, bundle, spec))
         try:
@@ -282,6 +284,10 @@ class OciRuntime:
             document = self._filters.apply(document)
         return msgspec.structs.replace(spec, document=document)
 
+    def listed(self, id: str, jobs: Sequence[JobState]) -> None:
+        """What the keeper has just said that it has of a container, for its `open`: it is not asked again."""
+        self._listed[id] = jobs
+
     async def open(self, id: str) -> OciSystem:
         check_id(id)
         if id in self._systems:
@@ -301,7 +307,7 @@ class OciRuntime:
         return system
 
     async def _open_kept(self, id: str) -> OciSystem | None:
-        listed = await self.keeper.list_jobs(of=f"{id}:")
+        listed = self._listed.pop(id, None) or await self.keeper.list_jobs(of=f"{id}:")
         for job in listed:
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:

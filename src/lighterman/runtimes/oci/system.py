@@ -22,8 +22,6 @@ from lighterman.errors import (
     KeeperLost,
     NotFound,
     OperationPending,
-    OperationTimeout,
-    RuntimeFailed,
 )
 from lighterman.keeper.client import Job, JobState, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import OomCounters
@@ -35,12 +33,12 @@ from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
 from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.oom import OomWatch
-from lighterman.runtimes.oci.orphans import end_orphans
 from lighterman.runtimes.oci.pausing import freeze, thaw
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.saving import Saving, restoring
+from lighterman.runtimes.oci.spawning import Spawning
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
 from lighterman.runtimes.oci.tree import Members, Tree
@@ -95,9 +93,8 @@ class OciSystem:
         self.saving = Saving(id, call.name, cgroup, keeper, self.command, no_checkpoints, own_network)
         self._start_slot = start_slot
         self._queue_removal = queue_removal
-        self._undoing: set[asyncio.Future[None]] = set()
-        self._call_failed = False  # what one has forked may go on, whether it was killed or its keeper
-        self.listed: list[JobState] = []  # what `open` has seen of it, until its execs are asked for
+        self._spawning = Spawning(id, call, keeper)
+        self.listed: Sequence[JobState] = ()  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
         self._init: OciProcess | None = None
@@ -239,7 +236,7 @@ class OciSystem:
             if operation == "restore":
                 job = restoring(job)
             async with self._start_slot():
-                spawned = await self._spawn_or_undo(job, operation)
+                spawned = await self._spawning.spawn(job, operation)
             if spawned.status != 0 or spawned.pid is None:
                 raise await self._failure(operation, process, spawned, log)
             stdio, terminal = ends.ours(spawned.console)
@@ -327,58 +324,9 @@ class OciSystem:
             timeout_s=limits.RUNTIME_CALL_S,
         )
 
-    async def _spawn_or_undo(self, job: Job, operation: str) -> Spawned:
-        """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
-        spawning = asyncio.ensure_future(self._keeper().spawn(job))
-        spawning.add_done_callback(self._note_failure)  # whether or not anybody asks for that any more
-        try:
-            return await asyncio.shield(spawning)
-        except RuntimeFailed as failed:
-            raise RuntimeFailed(
-                f"{self.call.name} {operation} of container {self._id}: {self.call.executable}: {failed}",
-                runtime=self.call.name,
-                operation=operation,
-                container=self._id,
-            ) from failed
-        except asyncio.CancelledError:
-            undoing = asyncio.ensure_future(self._undo_spawn(job.job, spawning))
-            # Cancelled again, nobody waits for it, and it goes on.
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
-            await asyncio.shield(undoing)
-            raise
-
-    async def _undo_spawn(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
-        """End a process that nobody wants any more and forget it."""
-        try:
-            with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
-                await self._keeper().abort(job)
-            await self._discard(job, await spawning)
-        except (KeeperLost, RuntimeFailed):
-            return  # there is nothing then, or the next keeper finds it
-
-    def _note_failure(self, spawning: asyncio.Future[Spawned]) -> None:
-        if not spawning.cancelled():
-            self._call_failed |= spawning.exception() is not None or spawning.result().status != 0
-
     async def undone(self) -> None:
-        """Return when no call is under way that was given up, and could still make something; or when it takes long."""
-        if self._undoing:
-            await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
-        if self._call_failed:
-            states = os.path.dirname(self.call.root)
-            await in_thread(end_orphans, states, self._keeper().pid, self._id, settled=True)
-
-    async def _discard(self, job: str, spawned: Spawned) -> None:
-        if spawned.console is not None:
-            os.close(spawned.console)
-        if spawned.pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
-            os.close(spawned.pidfd)
-        if spawned.pid is not None:
-            await self._keeper().wait_exit(job)
-            await self._keeper().acknowledge(job)
+        """See `Spawning.undone`."""
+        await self._spawning.undone()
 
     async def _failure(self, operation: str, process: ProcessConfig, spawned: Spawned, log: str) -> Exception:
         for fd in (spawned.console, spawned.pidfd):
@@ -440,7 +388,7 @@ class OciSystem:
         return process
 
     async def exec_ids(self) -> Sequence[str]:
-        jobs, self.listed = self.listed or await self._keeper().list_jobs(of=f"{self._id}:"), []
+        jobs, self.listed = self.listed or await self._keeper().list_jobs(of=f"{self._id}:"), ()
         metas = [decode_meta(job.meta) for job in jobs]
         ours = [meta for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
         await self._exec_cgroups.take_up({meta.cgroup for meta in ours})

@@ -1,0 +1,82 @@
+"""The calls of a runtime that start a container's processes: each is undone once nobody wants it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal as signals
+from collections.abc import Callable
+
+from lighterman import limits
+from lighterman.errors import KeeperLost, OperationTimeout, RuntimeFailed
+from lighterman.keeper.client import Job, KeeperClient, Spawned
+from lighterman.runtimes.oci.calls import RuntimeCall
+from lighterman.runtimes.oci.orphans import end_orphans
+from lighterman.threads import in_thread
+
+__all__ = ["Spawning"]
+
+
+class Spawning:
+    """Of one container."""
+
+    def __init__(self, id: str, call: RuntimeCall, keeper: Callable[[], KeeperClient]) -> None:
+        self._id = id
+        self._call = call
+        self._keeper = keeper
+        self._undoing: set[asyncio.Future[None]] = set()
+        self._call_failed = False  # what one has forked may go on, whether it was killed or its keeper
+
+    async def spawn(self, job: Job, operation: str) -> Spawned:
+        """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
+        spawning = asyncio.ensure_future(self._keeper().spawn(job))
+        spawning.add_done_callback(self._note_failure)  # whether or not anybody asks for that any more
+        try:
+            return await asyncio.shield(spawning)
+        except RuntimeFailed as failed:
+            raise RuntimeFailed(
+                f"{self._call.name} {operation} of container {self._id}: {self._call.executable}: {failed}",
+                runtime=self._call.name,
+                operation=operation,
+                container=self._id,
+            ) from failed
+        except asyncio.CancelledError:
+            undoing = asyncio.ensure_future(self._undo_spawn(job.job, spawning))
+            # Cancelled again, nobody waits for it, and it goes on.
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            await asyncio.shield(undoing)
+            raise
+
+    async def _undo_spawn(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
+        """End a process that nobody wants any more and forget it."""
+        try:
+            with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
+                await self._keeper().abort(job)
+            await self._discard(job, await spawning)
+        except (KeeperLost, RuntimeFailed):
+            return  # there is nothing then, or the next keeper finds it
+
+    def _note_failure(self, spawning: asyncio.Future[Spawned]) -> None:
+        if not spawning.cancelled():
+            self._call_failed |= spawning.exception() is not None or spawning.result().status != 0
+
+    async def undone(self) -> None:
+        """Return when no call is under way that was given up, and could still make something; or when it takes long."""
+        if self._undoing:
+            await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
+        if self._call_failed:
+            states = os.path.dirname(self._call.root)
+            await in_thread(end_orphans, states, self._keeper().pid, self._id, settled=True)
+
+    async def _discard(self, job: str, spawned: Spawned) -> None:
+        if spawned.console is not None:
+            os.close(spawned.console)
+        if spawned.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
+            os.close(spawned.pidfd)
+        if spawned.pid is not None:
+            await self._keeper().wait_exit(job)
+            await self._keeper().acknowledge(job)
