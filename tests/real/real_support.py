@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import lighterman
 from lighterman import Container, Engine
 from lighterman.logs.reader import LogRecord
 from lighterman.roots import StateRoot
@@ -27,6 +28,8 @@ __all__ = [
     "the_two",
     "written",
 ]
+
+KEEPER = str(Path(lighterman.__file__).with_name("keeper") / "__main__.py")
 
 
 async def inside(engine: Engine, script: str, **options: object) -> str:
@@ -127,16 +130,18 @@ def end_root(path: Path) -> None:
 
 
 def keeper_pid(root: Path | None = None) -> int:
-    """The keeper of a root, or the only one of this process's private roots."""
+    """The keeper of a root, or the only one of this checkout's private roots."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             words = (directory / "cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"-I" in words and any(word.endswith(b"keeper/__main__.py") for word in words):
-            run = words[[word.endswith(b"__main__.py") for word in words].index(True) + 1].decode()
-            if root is None or run == StateRoot.of(root).run:
+        at = next((at for at, word in enumerate(words) if word.endswith(b"keeper/__main__.py")), None)
+        if b"-I" in words and at is not None:
+            program, run = words[at].decode(), words[at + 1].decode()
+            of_private = program == KEEPER and "/private/" in run
+            if of_private if root is None else run == StateRoot.of(root).run:
                 found.append(int(directory.name))
     assert len(found) == 1, found
     return found[0]
