@@ -14,6 +14,8 @@ __all__ = ["COMMANDS", "app", "invoke"]
 
 COMMANDS = {
     "run": "Run a command in a new container, in the foreground.",
+    "start": "Start containers of a root that have ended, or never ran.",
+    "attach": "Be in the foreground of a running container of a root.",
     "ps": "List the containers of a root.",
     "logs": "Show what a container of a root wrote.",
     "exec": "Run a command in a running container of a root.",

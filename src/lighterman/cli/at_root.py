@@ -18,7 +18,7 @@ from lighterman.container import Container
 from lighterman.engine import Engine
 from lighterman.errors import LightermanError, NotFound
 
-__all__ = ["at_root", "find", "for_each", "root_option", "run_detached", "settled"]
+__all__ = ["at_root", "find", "for_each", "root_option", "run_detached", "settled", "start_now"]
 
 T = TypeVar("T")
 
@@ -70,6 +70,13 @@ async def settled(engine: Engine, container: Container) -> Container:
 
 def _exists(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
+
+
+async def start_now(container: Container) -> None:
+    """Start it; one that waits for a restart by its policy waits no longer. Raises: as `Container.start`."""
+    if container.status == "restarting":
+        await container.stop()
+    await container.start()
 
 
 def for_each(root: str, names: Iterable[str], act: Callable[[Container], Awaitable[object]]) -> int:
