@@ -17,6 +17,7 @@ COMMANDS = {
     "start": "Start containers of a root that have ended, or never ran.",
     "attach": "Be in the foreground of a running container of a root.",
     "ps": "List the containers of a root.",
+    "inspect": "Show all that is known of containers of a root, as JSON.",
     "logs": "Show what a container of a root wrote.",
     "exec": "Run a command in a running container of a root.",
     "wait": "Wait until containers of a root have ended, and print their exit codes.",
