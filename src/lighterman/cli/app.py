@@ -19,6 +19,7 @@ COMMANDS = {
     "ps": "List the containers of a root.",
     "inspect": "Show all that is known of containers of a root, as JSON.",
     "logs": "Show what a container of a root wrote.",
+    "events": "Show what has happened to the containers of a root.",
     "exec": "Run a command in a running container of a root.",
     "wait": "Wait until containers of a root have ended, and print their exit codes.",
     "stop": "Ask containers of a root to end, and kill those that do not.",
