@@ -52,16 +52,18 @@ async def find(engine: Engine, name: str) -> Container:
 
 
 async def settled(engine: Engine, container: Container) -> Container:
-    """The same, once its status is true.
+    """The same, once its status and health are true.
 
-    One that has ended while no engine was there is taken up as running, and its end is told a moment after that.
+    An engine is told a moment after its own start that it has taken a container up, and a moment after that of an end
+    that came while no engine was there.
     """
-    generation = container.generation
-    if not container.pid or _exists(container.pid):
-        return container
     # Bounded: on a full disk its end is told much later. Its status shows it before.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limits.DRAIN_S):
+            await engine.inside.books.find(container.id).taken_up()
+            generation = container.generation
+            if not container.pid or _exists(container.pid):
+                return container
             async for event in engine.events(after=0, kinds=("exit", "restart"), container=container.id):
                 if event.generation == generation:
                     break
