@@ -209,6 +209,16 @@ class Container:
         return self._container.pid
 
     @property
+    def generation(self) -> int:
+        """The number of the run that is under way or was last; 0 before the first."""
+        return self._container.generation
+
+    @property
+    def runtime(self) -> str | None:
+        """Which one that run uses; None before the first."""
+        return self._container.runtime
+
+    @property
     def exit(self) -> ExitRecord | None:
         """How the last run ended; None while one is running, and before the first."""
         return self._container.exit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["PROGRAM", "AtTerminal", "lighterman", "one_line", "processes_of_containers", "start"]
+__all__ = ["PROGRAM", "AtTerminal", "lighterman", "one_line", "processes_of_containers", "ran", "rows", "start"]
 
 PROGRAM = (sys.executable, "-m", "lighterman.cli")
 TIMEOUT_S = 100
@@ -46,6 +47,20 @@ def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
     assert text.count("\n") == 1, text
     assert text.endswith("\n"), text
     return text.removeprefix("lighterman: ").rstrip("\n")
+
+
+def ran(*arguments: str, **options: Any) -> str:
+    """What it said on stdout, after an orderly end."""
+    done = lighterman(*arguments, **options)
+    assert (done.returncode, done.stderr) == (0, b""), (arguments, done)
+    return done.stdout.decode()
+
+
+def rows(root: str) -> list[dict[str, Any]]:
+    """All containers of a root, the oldest first."""
+    found = json.loads(ran("ps", "--json", "-a", "--root", root))
+    assert isinstance(found, list)
+    return found
 
 
 def processes_of_containers(name: str) -> list[int]:

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from cli_support import lighterman, one_line, start
+from cli_support import lighterman, one_line, ran, rows, start
 
 from support import eventually_sync
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[str]:
-    path = str(tmp_path / "root")
-    yield path
-    if Path(path, "state.db").exists():
-        names = lighterman("ps", "-aq", "--root", path).stdout.decode().split()
-        if names:
-            assert lighterman("rm", "-f", "--root", path, *names).returncode == 0
-
-
-def ran(*arguments: str) -> str:
-    done = lighterman(*arguments)
-    assert (done.returncode, done.stderr) == (0, b""), (arguments, done)
-    return done.stdout.decode()
-
-
-def rows(root: str) -> list[dict[str, object]]:
-    found = json.loads(ran("ps", "--json", "-a", "--root", root))
-    assert isinstance(found, list)
-    return found
 
 
 def test_a_container_lives_on_and_is_asked_for(root: str) -> None:
@@ -102,6 +79,18 @@ def test_restart_options_are_taken(root: str) -> None:
     options = ["--restart", "on-failure", "--restart-opt", "delay=1ms", "--restart-opt", "never-on=3"]
     script = "echo x >> /runs; exit $(wc -l < /runs)"
     assert lighterman("run", "--root", root, "--name", "box", *options, "busybox", "sh", "-c", script).returncode == 3
+
+
+def test_what_ended_between_two_commands_is_seen_so_by_the_next(root: str) -> None:
+    for number in range(5):
+        ran("run", "-d", "--root", root, "--name", f"box{number}", "busybox", "sleep", "0.3")
+        init = Path(f"/proc/{rows(root)[-1]['pid'] or 'none'}")
+        eventually_sync(partial(_is_gone, init))
+        assert rows(root)[-1]["status"] == "exited"
+
+
+def _is_gone(path: Path) -> bool:
+    return not path.exists()
 
 
 def test_each_is_told_and_one_that_fails_keeps_no_other_from_it(root: str) -> None:

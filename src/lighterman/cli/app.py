@@ -14,8 +14,12 @@ __all__ = ["COMMANDS", "app", "invoke"]
 
 COMMANDS = {
     "run": "Run a command in a new container, in the foreground.",
+    "start": "Start containers of a root that have ended, or never ran.",
+    "attach": "Be in the foreground of a running container of a root.",
     "ps": "List the containers of a root.",
+    "inspect": "Show all that is known of containers of a root, as JSON.",
     "logs": "Show what a container of a root wrote.",
+    "events": "Show what has happened to the containers of a root.",
     "exec": "Run a command in a running container of a root.",
     "wait": "Wait until containers of a root have ended, and print their exit codes.",
     "stop": "Ask containers of a root to end, and kill those that do not.",

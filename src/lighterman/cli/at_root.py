@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import click
 
+from lighterman import limits
 from lighterman.cli.asked import Asked
 from lighterman.cli.failures import failed, log_errors
 from lighterman.container import Container
 from lighterman.engine import Engine
 from lighterman.errors import LightermanError, NotFound
 
-__all__ = ["at_root", "for_each", "root_option", "run_detached"]
+__all__ = ["at_root", "find", "for_each", "root_option", "run_detached", "settled", "start_now"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,9 @@ def root_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def at_root(root: str, act: Callable[[Engine], Awaitable[T]]) -> T:
     """Do something with an engine on a root that there is. Raises: LightermanError."""
     log_errors()
+    # What follows may last for days, as `attach` and `logs -f` do.
+    gc.freeze()
+    gc.enable()
     if not os.path.exists(os.path.join(root, "state.db")):
         raise NotFound(f"root {root!r:.140}: no engine has used it: `lighterman run --root` makes one")
 
@@ -39,6 +44,41 @@ def at_root(root: str, act: Callable[[Engine], Awaitable[T]]) -> T:
             return await act(engine)
 
     return asyncio.run(within())
+
+
+async def find(engine: Engine, name: str) -> Container:
+    """By name, id or the beginning of one, `settled`. Raises: NotFound, InvalidSpec."""
+    return await settled(engine, await engine.get(name))
+
+
+async def settled(engine: Engine, container: Container) -> Container:
+    """The same, once its status and health are true.
+
+    An engine is told a moment after its own start that it has taken a container up, and a moment after that of an end
+    that came while no engine was there.
+    """
+    # Bounded: on a full disk its end is told much later. Its status shows it before.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.DRAIN_S):
+            await engine.inside.books.find(container.id).taken_up()
+            generation = container.generation
+            if not container.pid or _exists(container.pid):
+                return container
+            async for event in engine.events(after=0, kinds=("exit", "restart"), container=container.id):
+                if event.generation == generation:
+                    break
+    return container
+
+
+def _exists(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+async def start_now(container: Container) -> None:
+    """Start it; one that waits for a restart by its policy waits no longer. Raises: as `Container.start`."""
+    if container.status == "restarting":
+        await container.stop()
+    await container.start()
 
 
 def for_each(root: str, names: Iterable[str], act: Callable[[Container], Awaitable[object]]) -> int:
@@ -51,7 +91,7 @@ def for_each(root: str, names: Iterable[str], act: Callable[[Container], Awaitab
         code = 0
         for name in names:
             try:
-                said = await act(await engine.get(name))
+                said = await act(await find(engine, name))
             except LightermanError as wrong:
                 code = failed(wrong)
             else:

@@ -6,24 +6,20 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import msgspec
 
 from lighterman.cli.asked import Asked, Wanted
-from lighterman.cli.failures import ENGINE_ERROR, log_errors, say
-from lighterman.cli.passing import ConsumerGone, Output, feed, pass_on, pass_records
+from lighterman.cli.failures import log_errors
+from lighterman.cli.passing import ConsumerGone
+from lighterman.cli.session import Session, exit_code, leave_by_force, output_failed
 from lighterman.cli.signals import Signals
 from lighterman.cli.terminal import RawMode, terminal_size
-from lighterman.container import Container
 from lighterman.engine import Engine
-from lighterman.errors import AlreadyStopped, InvalidState, UsageError
-from lighterman.spec import ExitRecord, Timings
+from lighterman.errors import UsageError
+from lighterman.spec import Timings
 
 __all__ = ["run_in_foreground"]
-
-_SIGPIPE_CODE = 128 + 13  # what a program gets that writes on although nobody reads
 
 
 def run_in_foreground(asked: Asked) -> int:
@@ -46,11 +42,10 @@ class _Foreground:
         self._wanted = wanted
         self._began = began
         self._raw = raw
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Returns the exit code. Raises: LightermanError."""
-        with Signals(give_up=self._give_up, terminal=self._asked.tty) as signals:
+        with Signals(give_up=leave_by_force(self._raw), terminal=self._asked.tty) as signals:
             try:
                 async with Engine(self._asked.root) as engine:
                     return await self._run(engine, signals)
@@ -78,83 +73,25 @@ class _Foreground:
             await container.remove(force=True)
             raise
         # From here on the program is there to take its signals.
-        signals.deliver_to(lambda number: self._spawn(self._signal(container, number)))
-        if self._asked.tty:
-            signals.on_resize(lambda: self._spawn(self._resize(container)))
+        session = Session(container, terminal=self._asked.tty)
+        session.take_signals(signals)
         try:
-            ended = await self._serve(container)
-        except ConsumerGone:
+            if self._asked.restarts:
+                session.pass_records(container.logs(follow=True))
+            else:
+                session.pass_streams()
+            if self._asked.interactive:
+                session.feed(container.stdin)
+            ended = await session.wait()
+        except (ConsumerGone, OSError) as failed:
             await container.kill()
-            return _SIGPIPE_CODE
-        except OSError as failed:
-            await container.kill()
-            say(f"can't write the output: {failed.strerror}")
-            return ENGINE_ERROR
+            return output_failed(failed)
         except asyncio.CancelledError:
             await container.kill()
             raise
         if self._asked.timings:
             self._show(container.timings, asked_to_start)
-        return self._code(ended)
-
-    async def _serve(self, container: Container) -> ExitRecord:
-        """Pass the streams on. Returns how it ended, once every byte has been passed on."""
-        out, err = Output(1), Output(2)
-        passing: list[Coroutine[Any, Any, None]]
-        if self._asked.restarts:
-            passing = [pass_records(container.logs(follow=True), out, err)]
-        else:
-            passing = [pass_on(container.stdout, out)]
-            if not self._asked.tty:
-                passing.append(pass_on(container.stderr, err))
-        if self._asked.interactive:
-            feed(0, container.stdin, asyncio.get_running_loop())
-        tasks = [asyncio.ensure_future(one) for one in passing]
-        try:
-            await asyncio.gather(*tasks)
-            return await container.wait()
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    # ---- signals and the terminal --------------------------------------------------------------------------------
-
-    async def _signal(self, container: Container, number: int) -> None:
-        # Too early, or too late: between two runs, or at the very end.
-        with contextlib.suppress(InvalidState, AlreadyStopped):
-            await container.kill(number)
-
-    async def _resize(self, container: Container) -> None:
-        size = terminal_size()
-        if size is not None:
-            with contextlib.suppress(InvalidState, AlreadyStopped):
-                await container.resize(height=size.height, width=size.width)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (failed := task.exception()) is not None:
-            say(str(failed))
-
-    def _give_up(self, number: int) -> None:
-        """Even the ending of the container does not end: leave. What is left is ended by the keeper, or swept."""
-        if self._raw is not None:
-            self._raw.restore()
-        say("gave up waiting for the container's end")
-        os._exit(128 + number)
-
-    # ---- the end -------------------------------------------------------------------------------------------------
-
-    def _code(self, ended: ExitRecord) -> int:
-        if ended.unknown is not None:
-            say(f"how the container ended is not known: {ended.unknown}")
-        elif ended.not_started is not None:
-            say(f"the container could not be started again: {ended.not_started}")
-        return ended.shell_code
+        return exit_code(ended)
 
     def _show(self, inner: Timings, asked_to_start: float) -> None:
         """As the user has waited: what lies before the start is preparation, and passing the output on is draining."""

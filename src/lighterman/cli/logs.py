@@ -31,6 +31,7 @@ def command(
     """Returns the exit code."""
     from lighterman.cli.failures import say
     from lighterman.cli.passing import ConsumerGone, Output
+    from lighterman.cli.times import shown_time
 
     begin, end, count = _moment("--since", since), _moment("--until", until), _count(tail)
 
@@ -43,7 +44,7 @@ def command(
         )
         async for record in records:
             lost += record.lost
-            head = f"{_shown(record.time)} ".encode() if timestamps else b""
+            head = f"{shown_time(record.time)} ".encode() if timestamps else b""
             if record.data:
                 await outputs[record.stream].write(head + record.data)
         if lost:
@@ -84,7 +85,3 @@ def _count(tail: str) -> int | None:
     if not (tail.isascii() and tail.isdigit() and len(tail) <= 9):
         raise InvalidSpec(f"--tail {tail!r:.60}: must be a number of lines, or all")
     return int(tail)
-
-
-def _shown(at: float) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

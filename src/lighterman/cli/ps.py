@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lighterman.cli.at_root import at_root, root_option
+from lighterman.cli.at_root import at_root, root_option, settled
 
 if TYPE_CHECKING:
     from lighterman.container import Container
@@ -29,7 +29,7 @@ def command(root: str, all_of_them: bool, quiet: bool, no_trunc: bool, as_json: 
     """Returns the exit code."""
 
     async def look(engine: Engine) -> list[dict[str, object]]:
-        found = await engine.containers()
+        found = [await settled(engine, one) for one in await engine.containers()]
         return [_row(one) for one in found if all_of_them or one.status in ("running", "paused", "restarting")]
 
     rows = at_root(root, look)
