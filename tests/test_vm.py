@@ -54,6 +54,19 @@ def test_runtime_is_a_parameter_and_no_part_of_a_word(name: str, runtime: str) -
     assert Case(name, "passed").runtime == runtime
 
 
+def test_an_expected_failure_has_run_and_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(
+        '<testsuite><testcase classname="tests.real.test_x" name="test_y[crun]" time="0.1">'
+        '<skipped type="pytest.xfail" message="crun can not"/></testcase></testsuite>'
+    )
+    cases = read_junit(tmp_path / "junit.xml")
+    assert cases == [Case("tests.real.test_x.test_y[crun]", "known to fail", "crun can not", 0.1)]
+    assert nowhere({OLD: cases}) == {}
+    text = table({OLD: cases}, {OLD: {}}, {})
+    assert f"| `{OLD.name}` | crun | real | 0 | 0 | 1 | 0 |" in text
+    assert f"- `{OLD.name}`: crun can not: `real.test_x.test_y[crun]`" in text
+
+
 def test_skipped_on_every_host_is_nowhere_and_a_failure_is_somewhere() -> None:
     runs = {
         OLD: [Case("t.s.a", "passed"), Case("t.s.b", "skipped", "no v2"), Case("t.s.c", "skipped", "no disk")],
@@ -71,9 +84,9 @@ def test_table_counts_by_host_runtime_and_suite_and_gives_the_reasons(cases: lis
     text = table({OLD: cases, NEW: []}, {OLD: facts, NEW: {}}, {NEW: "tests/real -k x"})
     assert "**Only a part was run on `new`:** `tests/real -k x`" in text
     assert "| `old` | the old one | D | 6.1 | v2 | systemd | crun 1, no runc |" in text
-    assert "| `old` | crun | real | 1 | 0 | 0 |" in text
-    assert "| `old` | runc | real | 0 | 1 | 0 |" in text
-    assert "| `old` | - | test_readme | 0 | 0 | 1 |" in text
+    assert "| `old` | crun | real | 1 | 0 | 0 | 0 |" in text
+    assert "| `old` | runc | real | 0 | 1 | 0 | 0 |" in text
+    assert "| `old` | - | test_readme | 0 | 0 | 0 | 1 |" in text
     assert "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1 == 2 (not explained)" in text
     assert "- `old`: no root: `test_readme.test_first`" in text
 
@@ -82,7 +95,7 @@ def test_what_was_tried_again_is_said_to_be_so(cases: list[Case]) -> None:
     failed = next(case for case in cases if case.outcome == "failed")
     assert failed.node_id == "tests/real/test_run.py::test_code[runc-3]"
     text = table({OLD: merged(cases, [Case(failed.name, "passed")])}, {OLD: {}}, {})
-    assert "| `old` | runc | real | 1 | 0 | 0 |" in text
+    assert "| `old` | runc | real | 1 | 0 | 0 | 0 |" in text
     assert text.index("## Failed, and passed") < text.index(
         "- `old`: `tests.real.test_run.test_code[runc-3]`: assert 1"
     )

@@ -161,6 +161,21 @@ def test_attach_at_a_terminal_that_goes_away_and_another(root: str) -> None:
         assert terminal.attributes() == terminal.before
 
 
+def test_run_detached_waits_with_its_terminal_for_who_attaches(root: str) -> None:
+    ran("run", "-dit", "--root", root, "--name", "box", "busybox", "sh")
+    with AtTerminal("attach", "--root", root, "box") as terminal:
+        terminal.type(b"echo $((6 * 7)); exit 3\r")
+        assert terminal.wait() == 3
+        assert b"\r\n42\r\n" in terminal.seen
+    assert ran("wait", "--root", root, "box") == "3\n"
+
+
+def test_run_detached_keeps_stdin_open_for_who_attaches(root: str) -> None:
+    ran("run", "-d", "-i", "--root", root, "--name", "box", "busybox", "sh", "-c", "cat; exit 4")
+    done = lighterman("attach", "--root", root, "box", input=b"data\n")
+    assert (done.returncode, done.stdout) == (4, b"data\n")
+
+
 def test_what_can_not_be_attached_to_is_one_line(root: str) -> None:
     made(root, "box", "exit 1")
     with sync.Engine(root) as engine:

@@ -71,7 +71,7 @@ REFUSED = [
     (["--log-policy", "lose", "busybox", "true"], "log_policy"),
     (["--log-sink", "mail", "busybox", "true"], "--log-sink 'mail'"),
     (["-d", "busybox", "true"], "--root"),
-    (["-d", "-t", "--root", "/tmp/x", "busybox", "true"], "--tty"),
+    (["-d", "--rm", "--root", "/tmp/x", "busybox", "true"], "--rm"),
     (["-i", "--restart", "always", "busybox", "true"], "--restart"),
     (["--stop-signal", "SIGNOTHING", "busybox", "true"], "SIGNOTHING"),
     (["--no-such-option", "busybox", "true"], "--no-such-option"),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lighterman.keeper.segments import SegmentWriter
 from lighterman.logs.reader import read_frames
+from support import PATIENCE
 
-DEADLINE_S = 30.0
+DEADLINE_S = 30.0 * PATIENCE
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

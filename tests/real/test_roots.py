@@ -240,7 +240,8 @@ async def test_second_engine_refused_leaves_no_descriptor(root: Path) -> None:
         for _ in range(5):
             with pytest.raises(RootLocked):
                 await Engine(root=root).start()
-        assert len(os.listdir("/proc/self/fd")) == before
+        # Fewer, where something of the start was still open before.
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def in_another_process(root: Path) -> str:

@@ -89,8 +89,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("--rm and --restart exclude each other: a container that is removed can't start again")
         if self.detach and self.root is None:
             raise UsageError("--detach needs --root DIR: what is in a private root ends with this command")
-        if self.detach and (self.rm or self.interactive or self.tty):
-            raise UsageError("--detach excludes --rm, --interactive and --tty: nobody is there to see to them")
+        if self.detach and self.rm:
+            raise UsageError("--detach and --rm exclude each other: nobody is there to remove it")
         if self.interactive and self.restarts:
             raise UsageError("--interactive and --restart exclude each other: stdin can be read only once")
         image, rootfs, argv = self._what()

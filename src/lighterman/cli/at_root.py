@@ -14,6 +14,7 @@ import click
 from lighterman import limits
 from lighterman.cli.asked import Asked
 from lighterman.cli.failures import failed, log_errors
+from lighterman.cli.terminal import terminal_size
 from lighterman.container import Container
 from lighterman.engine import Engine
 from lighterman.errors import LightermanError, NotFound
@@ -105,10 +106,19 @@ def run_detached(asked: Asked) -> int:
     """Start a container that lives on in its root, and print its id. Returns the exit code. Raises: LightermanError."""
     wanted = asked.wanted()
     log_errors()
+    if asked.tty:
+        wanted.options["console_size"] = terminal_size()
 
     async def start() -> str:
         async with Engine(asked.root) as engine:
-            container = await engine.create(wanted.image, wanted.argv, name=asked.name, lease=None, **wanted.options)
+            container = await engine.create(
+                wanted.image,
+                wanted.argv,
+                name=asked.name,
+                stdin=asked.interactive,
+                lease=None,
+                **wanted.options,
+            )
             try:
                 await container.start()
             except BaseException:

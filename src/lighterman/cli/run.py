@@ -70,8 +70,8 @@ _MANY = (
 _FLAGS = (
     ("-d", "--detach", "Leave it running in --root, and print its id."),
     ("--rm", None, "Remove the container at its end (without --root it always is)."),
-    ("-i", "--interactive", "Pass stdin on, to its end of file."),
-    ("-t", "--tty", "Give the program a terminal. Detaching is not possible: nothing runs on without this command."),
+    ("-i", "--interactive", "Pass stdin on, to its end of file; with -d what is attached later does."),
+    ("-t", "--tty", "Give the program a terminal. There are no keys to detach with; -d and `attach` do."),
     ("--privileged", None, "All capabilities and devices, no confinement."),
     ("--read-only", None, "The root can't be written."),
     ("--init", None, "An init process that reaps and forwards signals."),
