@@ -37,7 +37,7 @@ from lighterman.runtimes.oci.cgroups import (
 from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
-from lighterman.runtimes.oci.orphans import end_orphans
+from lighterman.runtimes.oci.orphans import look_for_orphans
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
@@ -86,7 +86,11 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     await _sweep()
     for is_last in (*(False,) * _KEEPERS_TRIED, True):
         keeper = await KeeperClient.start_or_connect(root.run, root.state)
-        host = LinuxHost(root, keeper, probed, facts, chosen, reason)
+        try:
+            host = LinuxHost(root, keeper, probed, facts, chosen, reason)
+        except BaseException:
+            await keeper.close()
+            raise
         try:
             await host.runtime(None)
         except KeeperLost:
@@ -227,7 +231,7 @@ class LinuxHost:
                 for name in self._runtimes:
                     await self._register(keeper, next(one for one in self._probed if one.name == name))
                 await grant_again(keeper)
-            except LightermanError as failed:
+            except (LightermanError, OSError) as failed:
                 log.error("no other keeper can be started: %s", failed)
                 if starting.done() and not starting.cancelled() and starting.exception() is None:
                     await starting.result().close()  # it was lost as well
@@ -242,7 +246,10 @@ class LinuxHost:
                 runtime.keeper = keeper
             for id in orphaned:
                 knows = (runtime for runtime in self._runtimes.values() if runtime.is_open(id))
-                await next(knows, await self.runtime(None)).remove_remains_of_ended(id)
+                try:
+                    await next(knows, await self.runtime(None)).remove_remains_of_ended(id)
+                except (LightermanError, OSError) as failed:
+                    log.error("what the calls for container %s have made may be left: %s", id, failed)
 
     def reach(self, runtime: str, id: str) -> Reach | None:
         """See `OciSystem.reach`."""
@@ -487,7 +494,7 @@ async def _end_orphans(
     """Returns: the containers that they were for."""
     if not await in_thread(os.path.exists, f"{root.run}/runtime"):
         return set()
-    ended = await in_thread(end_orphans, f"{root.run}/runtime", keeper.pid, settled=settled, known=known)
+    ended = await look_for_orphans(f"{root.run}/runtime", keeper.pid, settled=settled, known=known)
     if ended:
         log.warning("ended %d runtime calls that nobody waits for any more", len(ended))
     return ended

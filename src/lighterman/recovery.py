@@ -27,11 +27,22 @@ if TYPE_CHECKING:
     from lighterman.engine import Engine
     from lighterman.linux_host import HeldJob, LinuxHost
 
-__all__ = ["HOST_RESTARTED", "decoded", "drop_output", "is_due_at_boot", "settle_the_ended", "take_up", "tell_lost"]
+__all__ = [
+    "ENDS_WITH_ENGINE",
+    "HOST_RESTARTED",
+    "decoded",
+    "drop_output",
+    "is_due_at_boot",
+    "settle_the_ended",
+    "take_up",
+    "tell_lost",
+    "tell_not_begun",
+]
 
 log = logging.getLogger(__name__)
 
 HOST_RESTARTED = "host restarted"
+ENDS_WITH_ENGINE = ("scope", "process")  # leases whose owner was the engine before us
 _KEEPER_LOST = "keeper lost"
 # Made at import: msgspec 0.22 crashes where two threads, each with an engine, meet a new type at once.
 _RECORD = msgspec.json.Decoder(Record)
@@ -124,7 +135,7 @@ async def _take_up_one(
         await tell_lost(books, entry, HOST_RESTARTED)
     else:
         await _take_up_running(engine, host, books, entry, jobs, due, frozen=frozen)
-    if record.lease in ("scope", "process") or (record.lease in ("owner", "connection") and rebooted):
+    if record.lease in ENDS_WITH_ENGINE or (record.lease in ("owner", "connection") and rebooted):
         # Its owner was the engine before us, or one of an earlier boot, and that is dead.
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
@@ -175,6 +186,25 @@ async def tell_lost(books: Books, entry: Entry, why: str) -> None:
     await books.tell(
         entry,
         Event(kind="exit", container=record.id, name=record.name, generation=record.generation, exit=record.exit),
+    )
+    entry.ended.set()
+
+
+async def tell_not_begun(books: Books, entry: Entry) -> None:
+    """The run that its policy had decided on comes no more: it was stopped meanwhile, or its owner has gone."""
+    record = entry.record
+    record.status, record.restart_at = Status.EXITED, None
+    reason = "stopped before it was started again"
+    await books.tell(
+        entry,
+        Event(
+            kind="exit",
+            container=record.id,
+            name=record.name,
+            generation=record.generation,
+            exit=record.exit,
+            reason=reason,
+        ),
     )
     entry.ended.set()
 
@@ -236,7 +266,10 @@ async def _take_up_running(
         # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
         await host.end_jobs([job for job in jobs if job not in stale])
         await drop_output(entry, record.generation + 1)
-        due.append(entry)
+        if record.manually_stopped or record.lease in ENDS_WITH_ENGINE:
+            await tell_not_begun(books, entry)
+        else:
+            due.append(entry)
         return
     runtime = await host.runtime(record.runtime or None)
     entry.client = engine.runs.client(runtime.name)

@@ -13,7 +13,15 @@ from lighterman.books import Books
 from lighterman.entry import Entry
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
-from lighterman.recovery import HOST_RESTARTED, decoded, drop_output, is_due_at_boot, settle_the_ended, tell_lost
+from lighterman.recovery import (
+    HOST_RESTARTED,
+    decoded,
+    drop_output,
+    is_due_at_boot,
+    settle_the_ended,
+    tell_lost,
+    tell_not_begun,
+)
 from lighterman.store.base import Store
 from lighterman.threads import in_thread
 from lighterman.windows_host import WindowsHost
@@ -63,7 +71,10 @@ async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry,
         # The next run had not begun to be told of: it is due.
         record.restart_at = record.restart_at if why == ENGINE_LOST else None  # the clock of that boot
         await drop_output(entry, record.generation + 1)
-        due.append(entry)
+        if record.manually_stopped or not _goes_on(record):
+            await tell_not_begun(books, entry)
+        else:
+            due.append(entry)
     elif record.starting or record.status in (Status.CREATED, Status.EXITED):
         await settle_the_ended(books, entry)
     else:

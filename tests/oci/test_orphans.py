@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -13,11 +14,13 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("needs Linux", allow_module_level=True)
 
+from lighterman.runtimes.oci import orphans
 from lighterman.runtimes.oci.calls import RuntimeCall
 from lighterman.runtimes.oci.orphans import end_orphans
 from support import eventually_sync
 
-STATES = "/run/lighterman-of-a-test/runtime"
+_PLACE = tempfile.TemporaryDirectory(prefix="lighterman-of-a-test-")
+STATES = f"{_PLACE.name}/runtime"
 
 
 def call(states: str, id: str = "id", operation: str = "run") -> AbstractContextManager[subprocess.Popen[bytes]]:
@@ -25,8 +28,10 @@ def call(states: str, id: str = "id", operation: str = "run") -> AbstractContext
 
 
 @contextmanager
-def process(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    program = subprocess.Popen(["sh", "-c", "echo; read x", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def process(*words: str, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    program = subprocess.Popen(
+        [*before, "sh", "-c", "echo; read x", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert program.stdout is not None
     program.stdout.readline()
     try:
@@ -89,3 +94,23 @@ def test_process_that_is_known_goes_on_though_it_is_not_its_program_yet() -> Non
     with call(STATES) as init:
         assert end_orphans(STATES, 1 << 30, settled=True, known={init.pid}) == set()
         assert init.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount namespace, which needs root")
+def test_of_an_engine_in_a_container_with_paths_like_ours_nothing_is_ended() -> None:
+    run_dir = os.path.dirname(STATES)
+    inside = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {run_dir} && exec "$@"', "sh")
+    words = RuntimeCall(name="crun", executable="/bin/sh", root=f"{STATES}/crun").argv("/log", "run", "id")
+    keeper = ("/lib/lighterman/keeper/__main__.py", run_dir)
+    with process(*words, before=inside) as theirs, process(*keeper, before=inside) as their_keeper:
+        with process(*keeper) as lost:
+            assert end_orphans(STATES, keeper=1 << 30, settled=True) == set()
+            assert eventually_sync(lost.poll) == -9
+        assert (theirs.poll(), their_keeper.poll()) == (None, None)
+
+
+def test_what_forks_calls_for_ever_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "_WHOLE_S", 0.0)
+    with call(STATES) as orphan:
+        assert end_orphans(STATES, keeper=1 << 30) == set()
+        assert orphan.poll() is None

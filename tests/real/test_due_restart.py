@@ -59,3 +59,60 @@ async def test_P01_due_restart_survives_engines_that_die_quickly(tmp_path: Path)
         said = b"".join([record.data async for record in box.logs()]).splitlines()
         assert said == [b"run %d" % number for number in range(1, RUNS + 1)]
         await box.remove()
+
+
+ONE_RUN = """
+import asyncio, os, sys
+import lighterman
+
+async def main():
+    engine = lighterman.Engine(root=sys.argv[1])
+    await engine.start()
+    policy = lighterman.RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)
+    box = await engine.create("busybox", ["sh", "-c", "exit 5"], name="box", lease=eval(sys.argv[2]), restart=policy)
+    await box.start()
+    while box.status != "restarting":
+        await asyncio.sleep(0.01)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+async def die_in_a_back_off(root: Path, lease: str) -> None:
+    program = [sys.executable, "-c", ONE_RUN, str(root), lease]
+    done = await asyncio.to_thread(subprocess.run, program, check=False, timeout=120, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+async def test_P01_stopped_in_a_resumed_back_off_it_does_not_come_back(root: Path) -> None:
+    await die_in_a_back_off(root, "None")
+    async with Engine(root=root) as engine:
+        await (await engine.get("box")).kill()
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        exit = await asyncio.wait_for(box.wait(), 60)
+        assert (box.status, exit.code, box.generation) == ("exited", 5, 1)
+        await box.remove()
+
+
+async def test_P02_whose_owner_has_died_in_its_back_off_is_removed_and_not_started(root: Path) -> None:
+    await die_in_a_back_off(root, "'process'")
+    async with Engine(root=root) as engine:
+
+        async def is_gone() -> bool:
+            return not await engine.containers()
+
+        await eventually(is_gone)
+        kinds = [event.kind async for event in engine.events(after=0, follow=False)]
+        assert kinds.count("start") == 1
+
+
+async def test_P01_a_back_off_that_nobody_has_stopped_goes_on(root: Path) -> None:
+    await die_in_a_back_off(root, "None")
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        assert box.status == "restarting"
+        await box.stop()
+        assert (box.status, (await box.wait()).code) == ("exited", 5)
+        await box.remove()

@@ -28,6 +28,7 @@ from lighterman import (
     State,
     StateInfo,
 )
+from lighterman.keeper.client import KeeperClient
 from lighterman.runtimes.base import CreateOption
 from lighterman.runtimes.oci.opened import open_runtime
 from lighterman.runtimes.oci.runtime import OciRuntime
@@ -407,3 +408,30 @@ async def test_client_left_ends_no_container(real_runtime: str, root: Path, bund
         assert await runtime.list() == ["box"]
     await backend.discard()
     assert process_is_there(pid)
+
+
+async def test_cancelled_while_it_connects_it_leaves_no_connection_and_no_lock(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, connecting, made = KeeperClient.start_or_connect, asyncio.Event(), []
+
+    async def noted(run_dir: str, state_dir: str) -> KeeperClient:
+        connecting.set()
+        made.append(await connect(run_dir, state_dir))
+        return made[0]
+
+    async def use() -> None:
+        async with open_runtime(root):
+            raise AssertionError("it was cancelled")
+
+    monkeypatch.setattr(KeeperClient, "start_or_connect", noted)
+    using = asyncio.ensure_future(use())
+    await connecting.wait()
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    (client,) = made
+    assert client.is_lost
+    monkeypatch.undo()
+    async with open_runtime(root) as runtime:
+        assert await runtime.list() == []

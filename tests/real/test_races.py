@@ -77,3 +77,22 @@ async def test_stop_waits_for_the_run_that_it_ended_and_for_no_other(
     await asyncio.wait_for(container.stop(grace_s=0), 30)
     assert container.status is Status.RUNNING
     await container.remove(force=True)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 4, 8, 16, 64, 256])
+async def test_what_a_lost_keepers_calls_have_left_is_not_taken_from_under_a_new_run(
+    engine: Engine, turns: int
+) -> None:
+    runtime = await engine.host.runtime(None)
+    container = await engine.create("busybox", ["sleep", "1000"])
+    for _ in range(2):
+        starting = asyncio.ensure_future(container.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await runtime.remove_remains_of_ended(container.id)
+        await starting
+        await runtime.remove_remains_of_ended(container.id)
+        assert runtime.is_open(container.id)
+        assert (await container.exec(["echo", "here"])).stdout == b"here\n"
+        await container.stop(grace_s=0)
+    await container.remove()

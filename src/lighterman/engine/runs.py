@@ -218,7 +218,7 @@ class Runs:
         client, ends = entry.client, signal in (9, entry.record.spec.stop_signal or 15)
         if client is None or not entry.is_registered:
             if ends:
-                self._no_further_run(entry)
+                await self._no_further_run(entry)
             return
         if signal == 9:
             entry.reason = entry.reason or "kill"
@@ -276,7 +276,7 @@ class Runs:
         client = entry.client
         if client is None or not entry.is_registered:
             # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
-            self._no_further_run(entry)
+            await self._no_further_run(entry)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         entry.reason = entry.reason or reason
@@ -290,17 +290,17 @@ class Runs:
             log.debug("container %s ended in the same moment", entry.record.name)
         return True
 
-    @staticmethod
-    def _no_further_run(entry: Entry) -> None:
+    async def _no_further_run(self, entry: Entry) -> None:
         entry.start_unwanted.set()
         if entry.record.status is Status.RESTARTING:
-            # Written down with its end.
-            entry.record.manually_stopped = True
+            await self._save_stopped(entry)
 
     async def mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
-        if not entry.record.spec.restart.can_restart:
-            return
+        if entry.record.spec.restart.can_restart:
+            await self._save_stopped(entry)
+
+    async def _save_stopped(self, entry: Entry) -> None:
         entry.record.manually_stopped = True
         try:
             await self._inside.books.save(entry)

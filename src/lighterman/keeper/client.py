@@ -205,11 +205,12 @@ class KeeperClient:
         A keeper of another build becomes ours, and goes on with all that it has; one that can't stays as it is.
         Raises: KeeperLost if none could be started, NotSupported if it speaks another protocol.
         """
+        wanted = await asyncio.to_thread(build)
         deadline = asyncio.get_running_loop().time() + limits.KEEPER_START_S
         was_upgraded = False
         while True:
             client = await cls._connect(run_dir, state_dir, idle_s, deadline)
-            if was_upgraded or client.build == await asyncio.to_thread(build):
+            if was_upgraded or client.build == wanted:
                 return client
             try:
                 await client.upgrade()

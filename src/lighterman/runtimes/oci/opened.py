@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from lighterman.ends import to_its_end
 from lighterman.errors import InvalidState, KeeperLost
@@ -45,17 +47,26 @@ async def open_runtime(
     Raises: RuntimeUnavailable, NotSupported (an unknown name), RootLocked, StoreError, KeeperLost.
     """
     place = StateRoot.of(root)
-    await to_its_end(in_thread(place.acquire))
-    keeper = None
+    acquiring = asyncio.ensure_future(in_thread(place.acquire))
+    starting: asyncio.Task[KeeperClient] | None = None
     try:
+        await to_its_end(acquiring)
         probed = await in_thread(probe_all, f"{place.cache}/cache/runtimes.json")
         chosen, reason = pick(probed, name)
-        keeper = await to_its_end(KeeperClient.start_or_connect(place.run, place.state))
+        starting = asyncio.ensure_future(KeeperClient.start_or_connect(place.run, place.state))
+        keeper = await to_its_end(starting)
         runtime = await to_its_end(_made(place, keeper, chosen, reason))
         yield runtime
         await to_its_end(_left(place, keeper, runtime))
     finally:
-        await to_its_end(_given_back(place, keeper))
+        # Who is cancelled has them all the same: what was begun was waited for.
+        if _came_well(acquiring):
+            connected = starting.result() if starting is not None and _came_well(starting) else None
+            await to_its_end(_given_back(place, connected))
+
+
+def _came_well(begun: asyncio.Task[Any]) -> bool:
+    return begun.done() and not begun.cancelled() and begun.exception() is None
 
 
 async def _made(place: StateRoot, keeper: KeeperClient, chosen: Probed, reason: str) -> OciRuntime:

@@ -7,18 +7,25 @@ detach, forks at once, and it is the child, in a session of its own, that makes 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal as signals
 import time
 from collections.abc import Collection
+from functools import partial
 
-from lighterman.errors import InvalidSpec
+from lighterman import limits
+from lighterman.errors import InvalidSpec, LimitExceeded, OperationTimeout
 from lighterman.runtimes.oci.bundle import check_id
 from lighterman.runtimes.oci.processes import family_of
+from lighterman.threads import look_at_files
 
-__all__ = ["end_orphans"]
+__all__ = ["end_orphans", "look_for_orphans"]
 
+log = logging.getLogger(__name__)
+
+_WHOLE_S = limits.HOST_FILES_S / 2  # all of it: a workload can look like calls, and fork
 _WAIT_S = 5.0  # for their ends, all together; a system call that is under way is finished first
 _MAKERS = frozenset({b"run", b"restore", b"exec"})
 _KEEPER = b"/keeper/__main__.py"
@@ -35,22 +42,35 @@ def end_orphans(
     Blocking. Returns: their containers, once they have ended, or after some seconds.
     """
     ended: set[str] = set()
-    pidfds: list[int] = []
-    try:
-        # Again until there are none: one that was found may have forked another meanwhile.
-        while found := _end_found(states, keeper, container, known, settled=settled):
-            ended.update(id for _, id in found if id)
-            pidfds += (pidfd for pidfd, _ in found)
-            if not _wait([pidfd for pidfd, _ in found]):
-                break
-    finally:
-        for pidfd in pidfds:
-            os.close(pidfd)
+    deadline = time.monotonic() + _WHOLE_S
+    # Again until there are none: one that was found may have forked another meanwhile.
+    while found := _end_found(states, keeper, container, known, deadline, settled=settled):
+        ended.update(id for _, id in found if id)
+        try:
+            all_ended = _wait([pidfd for pidfd, _ in found])
+        finally:
+            for pidfd, _ in found:
+                os.close(pidfd)
+        if not all_ended:
+            break
     return ended
 
 
+async def look_for_orphans(
+    states: str, keeper: int, container: str | None = None, *, settled: bool = False, known: Collection[int] = ()
+) -> set[str]:
+    """`end_orphans`, for who can't block. To read a process's arguments can wait for one that hangs in the kernel: what
+    was not found in time goes on, and that is said."""
+    look = partial(end_orphans, states, keeper, container, settled=settled, known=known)
+    try:
+        return await look_at_files("what runtime calls go on", look)
+    except (OperationTimeout, LimitExceeded, OSError) as failed:
+        log.error("runtime calls that nobody waits for may go on: %s", failed)
+        return set()
+
+
 def _end_found(
-    states: str, keeper: int, container: str | None, known: Collection[int], *, settled: bool
+    states: str, keeper: int, container: str | None, known: Collection[int], deadline: float, *, settled: bool
 ) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     for entry in os.listdir("/proc"):
@@ -63,12 +83,29 @@ def _end_found(
             pidfd = os.pidfd_open(pid)
             # Looked at again: from now on the number stays its own.
             id = _container_of(pid, states, keeper, container)
-            if id is None or (_descends(pid, keeper) and not settled):
+            if id is None or (_descends(pid, keeper) and not settled) or not _sees(pid, states):
                 os.close(pidfd)
                 continue
+            if time.monotonic() > deadline:
+                # Nobody waits for this any more, and what runs now may be wanted.
+                os.close(pidfd)
+                break
             found.append((pidfd, id))
             signals.pidfd_send_signal(pidfd, signals.SIGKILL)
     return found
+
+
+def _sees(pid: int, states: str) -> bool:
+    """Whether that directory is the same for it: an engine in a container has paths like ours, and others' directories.
+
+    A container's first process, on its way, may see neither: that one ends with who has made it, or by its cgroup.
+    """
+    run_dir = os.path.dirname(states)
+    try:
+        theirs, ours = os.stat(f"/proc/{pid}/root{run_dir}"), os.stat(run_dir)
+    except OSError:
+        return False
+    return os.path.samestat(theirs, ours)
 
 
 def _container_of(pid: int, states: str, keeper: int, wanted: str | None) -> str | None:

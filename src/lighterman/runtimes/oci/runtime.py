@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -124,6 +124,7 @@ class OciRuntime:
         self._systems: dict[str, OciSystem] = {}
         self._listed: dict[str, Sequence[JobState]] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
+        self._creating: set[str] = set()  # not among the systems yet
         self._removals: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -147,13 +148,27 @@ class OciRuntime:
         segments, lease, checkpoint = self._check_options(options)
         if spec.rootfs is None:
             raise InvalidSpec(f"container {id}: its spec names no root file system", container=id)
-        # What an ended run has left goes first: until then the id is not free.
-        while (removal := self._removals.get(id)) is not None:
-            await asyncio.wait((removal,))
-        if id in self._systems:
-            raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         while len(self._removals) > _REMOVALS_BEHIND:
             await asyncio.wait(tuple(self._removals.values()), return_when=asyncio.FIRST_COMPLETED)
+        # What an ended run has left goes first: until then the id is not free.
+        await self._removed(id)
+        if id in self._systems or id in self._creating:
+            raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
+        self._creating.add(id)
+        try:
+            return await self._create(id, spec, segments, lease, checkpoint)
+        finally:
+            self._creating.discard(id)
+
+    async def _create(
+        self,
+        id: str,
+        spec: Spec,
+        segments: OutputSegments | None,
+        lease: str | None,
+        checkpoint: WithCheckpoint | None,
+    ) -> OciSystem:
+        assert spec.rootfs is not None
         document = _read_document(spec.document)
         cgroup_path = f"{self._group_parent()}/{id}"
         if document.linux.cgroups_path != cgroup_path:
@@ -355,7 +370,10 @@ class OciRuntime:
     # ---- removal, off everybody's way ----
 
     def _queue_removal(self, system: OciSystem) -> None:
-        task = asyncio.get_running_loop().create_task(self._remove_behind(system), name=f"remove {system.id}")
+        self._start_removal(system, self._remove_behind(system))
+
+    def _start_removal(self, system: OciSystem, removing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(removing, name=f"remove {system.id}")
         self._removals[system.id] = task
         task.add_done_callback(lambda _: self._forget(system, task))
 
@@ -371,8 +389,8 @@ class OciRuntime:
 
     async def _remove(self, system: OciSystem) -> None:
         await system.saving.idle.wait()
-        await system.undone()
         try:
+            await system.undone()
             if system.mount is not None and system.init_job is not None:
                 # Not found: it was acknowledged, and nobody else holds the mount any more.
                 with contextlib.suppress(NotFound, KeeperLost):
@@ -398,10 +416,16 @@ class OciRuntime:
     async def remove_remains(self, id: str) -> None:
         """Take away what a run has left of which only the id is known any more; nothing of it may run."""
         check_id(id)
+        await self._removed(id)
+        system = self._systems.get(id) or self._opened(id, None, None)
+        # Who creates one with this id waits for it, as for any other removal.
+        self._start_removal(system, self._remove(system))
+        await self._removed(id)
+
+    async def _removed(self, id: str) -> None:
+        """Return when nothing of a container is being removed."""
         while (removal := self._removals.get(id)) is not None:
             await asyncio.wait((removal,))
-        await self._remove(self._systems.get(id) or self._opened(id, None, None))
-        self._systems.pop(id, None)
 
     def pids(self) -> set[int]:
         """Of every process of a container that is known here."""
@@ -413,7 +437,8 @@ class OciRuntime:
 
     async def remove_remains_of_ended(self, id: str) -> None:
         """`remove_remains`, unless it runs: then they are its own."""
-        if id not in self._systems or id in self._removals:
+        await self._removed(id)
+        if id not in self._systems and id not in self._creating:
             await self.remove_remains(id)
 
     async def close(self) -> None:

@@ -12,8 +12,7 @@ from lighterman import limits
 from lighterman.errors import KeeperLost, OperationTimeout, RuntimeFailed
 from lighterman.keeper.client import Job, KeeperClient, Spawned
 from lighterman.runtimes.oci.calls import RuntimeCall
-from lighterman.runtimes.oci.orphans import end_orphans
-from lighterman.threads import in_thread
+from lighterman.runtimes.oci.orphans import look_for_orphans
 
 __all__ = ["Spawning"]
 
@@ -68,7 +67,7 @@ class Spawning:
             await asyncio.wait(self._undoing, timeout=limits.RUNTIME_CALL_S)
         if self._call_failed:
             states = os.path.dirname(self._call.root)
-            await in_thread(end_orphans, states, self._keeper().pid, self._id, settled=True)
+            await look_for_orphans(states, self._keeper().pid, self._id, settled=True)
 
     async def _discard(self, job: str, spawned: Spawned) -> None:
         if spawned.console is not None:

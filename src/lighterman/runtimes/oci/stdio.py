@@ -110,7 +110,24 @@ async def taken_over(
     Returns: with it the descriptor of the root's mount, the caller's to close; None if none was held for it.
     """
     held = await keeper.fetch(job.job)
-    rootfs = held.pop("rootfs", None)
+    try:
+        return _made_of(held, keeper, job, terminal, started_mono, members, clean_up)
+    except BaseException:
+        for fd in held.values():
+            os.close(fd)
+        raise
+
+
+def _made_of(
+    held: dict[str, int],
+    keeper: KeeperClient,
+    job: JobState,
+    terminal: bool,
+    started_mono: float,
+    members: Callable[[int], Members] | None,
+    clean_up: Callable[[], None] | None,
+) -> tuple[OciProcess, int | None]:
+    """What is taken out of `held` belongs to the process."""
     pidfd = None
     if job.exit is None and job.pid is not None and job.start_time is not None:
         try:
@@ -119,9 +136,11 @@ async def taken_over(
             pidfd = None  # it has just ended; the keeper tells how
     size: int | None = None
     if terminal and "console" in held:
-        reads, writes = held.pop("console_pipe_r", None), held.pop("console_pipe_w", None)
+        reads, writes = held.get("console_pipe_r"), held.get("console_pipe_w")
         through = (reads, writes) if reads is not None and writes is not None else None
-        stdio, size = _terminal_stdio(held.pop("console"), through)
+        stdio, size = _terminal_stdio(held["console"], through)
+        for name in ("console", *(("console_pipe_r", "console_pipe_w") if through else ())):
+            del held[name]
     else:
         stdin, out, err = (held.pop(name, None) for name in ("stdin", "stdout", "stderr"))
         stdio = Stdio(
@@ -129,8 +148,9 @@ async def taken_over(
             stdout=FdReadPipe(out) if out is not None else None,
             stderr=FdReadPipe(err) if err is not None else None,
         )
-    for fd in held.values():
-        os.close(fd)
+    rootfs = held.pop("rootfs", None)
+    while held:
+        os.close(held.popitem()[1])
     process = OciProcess(
         job=job.job,
         pid=job.pid or 0,
