@@ -12,6 +12,7 @@ from lighterman import Engine, InvalidState, LightermanError, NotFound
 from lighterman.entry import Entry
 from lighterman.journal import Event
 from lighterman.lifecycle.status import Status
+from lighterman.runtimes.oci.runtime import OciRuntime
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 4, 8, 16, 64])
@@ -84,6 +85,7 @@ async def test_what_a_lost_keepers_calls_have_left_is_not_taken_from_under_a_new
     engine: Engine, turns: int
 ) -> None:
     runtime = await engine.host.runtime(None)
+    assert isinstance(runtime, OciRuntime)
     container = await engine.create("busybox", ["sleep", "1000"])
     for _ in range(2):
         starting = asyncio.ensure_future(container.start())
