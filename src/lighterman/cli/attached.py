@@ -84,7 +84,8 @@ async def _end_of_log(container: Container) -> Cursor | None:
 async def _attached(container: Container) -> Session:
     """What it writes from now on."""
     session = Session(container, terminal=container.spec.terminal)
-    session.pass_records(container.logs(tail=0, follow=True))
+    # Known before anything is done that it can answer to: `tail=0` would begin where the log ends once it is asked for.
+    session.pass_records(container.logs(after=await _end_of_log(container), follow=True))
     size = terminal_size() if container.spec.terminal else None
     if size is not None:
         # The program hears of a change only; what it has drawn before is drawn again by that.
