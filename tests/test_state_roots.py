@@ -11,6 +11,7 @@ import pytest
 from lighterman import roots
 from lighterman.errors import InvalidSpec
 from lighterman.roots import StateRoot, abandoned
+from lighterman.trees import remove_tree
 
 
 @pytest.fixture
@@ -53,6 +54,33 @@ def test_a_removal_that_was_interrupted_is_finished(default: Path) -> None:
     (default / "state/private/.gone-1/upper").mkdir()
     (default / "state/private/.gone-1/lock").write_text("1")
     assert abandoned() == []
+    assert list((default / "state/private").iterdir()) == []
+
+
+def test_whole_though_the_keeper_removes_the_same_at_the_same_time(
+    default: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = StateRoot.of(None)
+    root.acquire()
+    for name in ("containers/one", "containers/two", "exits"):
+        (Path(root.state) / name).mkdir(parents=True)
+    for name in ("containers/one/log", "exits/1", "state.db", "state.db-wal"):
+        (Path(root.state) / name).write_text("x")
+    unlink = os.unlink
+
+    def faster(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        unlink(path, dir_fd=dir_fd)
+
+    def much_faster(path: str) -> None:
+        remove_tree(path)
+        remove_tree(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", faster)
+        patched.setattr("lighterman.roots.remove_tree", much_faster)
+        root.remove()
+    root.release()
     assert list((default / "state/private").iterdir()) == []
 
 

@@ -148,9 +148,11 @@ class StateRoot:
             with _held_lock:
                 _removing.add(gone)
             try:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     os.rename(self.state, gone)
-                    _remove_renamed(gone)
+                except FileNotFoundError:
+                    return
+                _remove_renamed(gone)
             finally:
                 with _held_lock:
                     _removing.discard(gone)
@@ -267,10 +269,12 @@ def _remove_renamed(path: str) -> None:
 def _empty(path: str) -> None:
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
-            elif entry.name != "lock":
-                os.unlink(entry.path)
+            # The keeper of a killed program removes the same, and has it open since before it was renamed.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                elif entry.name != "lock":
+                    os.unlink(entry.path)
 
 
 def _finish_removal(path: str) -> None:
