@@ -163,7 +163,14 @@ def check_box(
         mine = truth.get(said_by.get(generation, ""))
         if end is not None:
             ledger.exits += 1
+            found = len(ledger.problems)
             _check_exit(box, generation, end, mine, began, ended, ledger)
+            if len(ledger.problems) > found:
+                noted = [(run.id[:8], run.lines, run.code, round(run.noted_at - began, 3)) for run in truth.values()]
+                said = {number: id[:8] for number, id in said_by.items()}
+                ledger.problems[-1] += (
+                    f"; code of the program {box.code}, runs {noted}, said by {said}, exit {dict(end)}"
+                )
         if mine is not None and not ledger.lost_both(began, ended):
             _check_complete(box, generation, mine, output, end, ledger)
     unsaid = set(truth) - set(said_by.values())
