@@ -166,11 +166,7 @@ def check_box(
             found = len(ledger.problems)
             _check_exit(box, generation, end, mine, began, ended, ledger)
             if len(ledger.problems) > found:
-                noted = [(run.id[:8], run.lines, run.code, round(run.noted_at - began, 3)) for run in truth.values()]
-                said = {number: id[:8] for number, id in said_by.items()}
-                ledger.problems[-1] += (
-                    f"; code of the program {box.code}, runs {noted}, said by {said}, exit {dict(end)}"
-                )
+                ledger.problems[-1] += _all_that_is_known(box, end, truth, said_by, began)
         if mine is not None and not ledger.lost_both(began, ended):
             _check_complete(box, generation, mine, output, end, ledger)
     unsaid = set(truth) - set(said_by.values())
@@ -214,6 +210,14 @@ def _runs(events: Sequence[Event], now: float) -> dict[int, tuple[float, float, 
                     continue  # a wait for a restart that was cut short tells the same end again
                 runs[generation] = (min(began, exit.get("started_at") or began), event["time"], exit)
     return runs
+
+
+def _all_that_is_known(
+    box: Box, exit: Mapping[str, Any], truth: Mapping[str, Run], said_by: Mapping[int, str], began: float
+) -> str:
+    noted = [(run.id[:8], run.lines, run.code, round(run.noted_at - began, 3)) for run in truth.values()]
+    said = {generation: id[:8] for generation, id in said_by.items()}
+    return f"; code of its program {box.code}, its runs noted {noted}, in the log {said}, exit {dict(exit)}"
 
 
 def _how(exit: Mapping[str, Any]) -> tuple[Any, ...]:
