@@ -93,3 +93,8 @@ def test_what_is_somebody_elses_stays(tmp_path: Path, temporary: Path) -> None:
     os.chown(theirs, 12345, 12345)
     probe(tmp_path)
     assert set(temporary.iterdir()) == {theirs}
+
+
+def test_no_temporary_directory_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert probe_all(search=str(tmp_path / "no-runtime-here")) == ()

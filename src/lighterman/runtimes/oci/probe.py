@@ -152,7 +152,11 @@ def _locked(directory: str) -> Iterator[None]:
 
 def _sweep() -> None:
     """Take away what probes have left that were killed: container, cgroup, directory."""
-    for entry in list(os.scandir(tempfile.gettempdir())):
+    try:
+        entries = list(os.scandir(tempfile.gettempdir()))
+    except OSError:
+        return  # a probe that finds no room says so, as its runtime's refusal
+    for entry in entries:
         if not entry.name.startswith(_PREFIX):
             continue
         try:

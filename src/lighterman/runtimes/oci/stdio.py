@@ -131,7 +131,7 @@ def _made_of(
     pidfd = None
     if job.exit is None and job.pid is not None and job.start_time is not None:
         try:
-            pidfd = open_pidfd_checked(job.pid, job.start_time)
+            pidfd = held["pidfd"] = open_pidfd_checked(job.pid, job.start_time)
         except NotFound:
             pidfd = None  # it has just ended; the keeper tells how
     size: int | None = None
@@ -149,6 +149,7 @@ def _made_of(
             stderr=FdReadPipe(err) if err is not None else None,
         )
     rootfs = held.pop("rootfs", None)
+    held.pop("pidfd", None)
     while held:
         os.close(held.popitem()[1])
     process = OciProcess(
