@@ -285,6 +285,7 @@ async def _take_up_running(
     # A pause, or its end, that was not told before the crash is seen here.
     record.status = Status.PAUSED if frozen else Status.RUNNING
     entry.restoring = True
-    runtime.listed(record.id, [held.job for held in jobs if held not in stale])
+    limited = record.spec.resources.memory_bytes is not None
+    runtime.listed(record.id, [held.job for held in jobs if held not in stale], memory_limited=limited)
     await entry.client.restore(record.id, *options, spec=spec)
     engine.execs.take_up(entry)

@@ -122,7 +122,7 @@ class OciRuntime:
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
         self._systems: dict[str, OciSystem] = {}
-        self._listed: dict[str, Sequence[JobState]] = {}
+        self._listed: dict[str, tuple[Sequence[JobState], bool]] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._creating: set[str] = set()  # not among the systems yet
         self._removals: dict[str, asyncio.Task[None]] = {}
@@ -299,9 +299,12 @@ class OciRuntime:
             document = self._filters.apply(document)
         return msgspec.structs.replace(spec, document=document)
 
-    def listed(self, id: str, jobs: Sequence[JobState]) -> None:
-        """What the keeper has just said that it has of a container, for its `open`: it is not asked again."""
-        self._listed[id] = jobs
+    def listed(self, id: str, jobs: Sequence[JobState], *, memory_limited: bool = True) -> None:
+        """What the keeper has just said that it has of a container, for its `open`: it is not asked again.
+
+        Args: memory_limited: whether it has a memory limit; True where that is not known.
+        """
+        self._listed[id] = (jobs, memory_limited)
 
     async def open(self, id: str) -> OciSystem:
         check_id(id)
@@ -322,13 +325,14 @@ class OciRuntime:
         return system
 
     async def _open_kept(self, id: str) -> OciSystem | None:
-        listed = self._listed.pop(id, None) or await self.keeper.list_jobs(of=f"{id}:")
+        listed, memory_limited = self._listed.pop(id, ((), True))
+        listed = listed or await self.keeper.list_jobs(of=f"{id}:")
         for job in listed:
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue
             # Its mount comes with its process: what the keeper holds is fetched once.
-            system = self._opened(id, meta.segments, meta.lease, meta.upper)
+            system = self._opened(id, meta.segments, meta.lease, meta.upper, memory_limited=memory_limited)
             system.adopt = lambda: self._adopt(id)
             system.listed = listed
             return system
@@ -342,7 +346,13 @@ class OciRuntime:
         return adopt(evidence)
 
     def _opened(
-        self, id: str, segments: OutputSegments | None, lease: str | None, upper: str | None = None
+        self,
+        id: str,
+        segments: OutputSegments | None,
+        lease: str | None,
+        upper: str | None = None,
+        *,
+        memory_limited: bool = True,
     ) -> OciSystem:
         cgroup_path = group_of(self._run_dir, id)
         cgroup = Cgroup(cgroup_path, self._cgroups)
@@ -356,7 +366,7 @@ class OciRuntime:
             process=ProcessConfig(),
             mount=None,
             own_pid_namespace=False,  # not known any more: what is left in the cgroup is killed
-            oom=OomWatch(cgroup, self._oom_ears, limited=True),  # likewise not known
+            oom=OomWatch(cgroup, self._oom_ears, limited=memory_limited),
             segments=segments,
             lease=lease,
             upper=upper,
