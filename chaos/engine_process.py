@@ -89,7 +89,7 @@ class Served:
         return {"exit": _plain(done.exit), "stdout": done.stdout.decode()}
 
     async def run(self, request: Request) -> Any:
-        done = await self._engine.run("busybox", ["sh", "-c", request["script"]], timeout_s=60)
+        done = await self._engine.run("busybox", ["sh", "-c", request["script"]], timeout_s=60, name=request["name"])
         return {"exit": _plain(done.exit), "stdout": done.stdout.decode()}
 
     async def logs(self, request: Request) -> Any:

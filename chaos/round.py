@@ -292,7 +292,9 @@ class Round:
             self._check_result("exec", box.name, step.code, count, answer["ok"], killed=True)
 
     async def _run(self, life: Life, step: Step) -> None:
-        answer = await self._ask(life, "run", script=exec_script(step.code, step.lines))
+        # A name that is used again and again must be free at once, also for an engine that comes back in between.
+        name = f"r{step.slot % 3}" if step.dice[1] < 0.5 else None
+        answer = await self._ask(life, "run", script=exec_script(step.code, step.lines), name=name)
         if answer is not None and "ok" in answer:
             self._check_result(
                 "run", "", step.code, step.lines, answer["ok"], killed=bool(self.ledger.faults["kill init"])
