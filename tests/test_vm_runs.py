@@ -162,7 +162,7 @@ def test_a_bound_that_is_no_useful_time_is_refused(option: str, value: str) -> N
     assert done.returncode == 1
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
-    assert line.startswith(f"vm: {option} {value} is not between 180 and ")
+    assert line.startswith(f"vm: {option} {value} is not between {LEAST_S:.0f} and ")
 
 
 def test_no_shell_on_the_host_itself() -> None:
@@ -180,7 +180,7 @@ def test_what_the_bound_of_the_whole_cuts_is_said(kept: Path, monkeypatch: pytes
     (kept / "here").mkdir(parents=True)
     junit(kept / "here", ("test_of_an_earlier_run", PASSED))
     [problem] = runs.test([HERE], ["x"], limited, whole=True)
-    assert problem == "here: cut: not run, for the 1800 s of the whole (--whole-timeout-s) were over"
+    assert problem == f"here: cut: not run, for the {10 * LEAST_S:.0f} s of the whole (--whole-timeout-s) were over"
     assert not (kept / "here/junit.xml").exists()
     assert runs.again([HERE], limited) == [problem]
 

@@ -263,7 +263,10 @@ def unpack(returned: Path, folder: Path) -> None:
     if not (folder / "exit").exists():
         console = folder / "console"
         lines = console.read_text(errors="replace").splitlines() if console.exists() else []
-        last = [line for line in lines if line.strip()][-LAST_LINES:]
+        shown = [line for line in lines if line.strip()]
+        # What comes after it is registers.
+        panic = [line for line in shown[:-LAST_LINES] if "Kernel panic" in line]
+        last = [*panic, *shown[-LAST_LINES:]]
         raise Failed("\n  ".join(["the machine ended without results; the last it showed:", *last]))
 
 
