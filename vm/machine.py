@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import shutil
 import subprocess
@@ -11,24 +12,24 @@ import threading
 from pathlib import Path
 from typing import IO
 
+from vm.errors import Failed
 from vm.image import Image
 
-__all__ = ["Failed", "boot", "end_all", "interact"]
+__all__ = ["boot", "end_all", "interact"]
 
 CPUS = 2
 MEMORY = "3G"
 RESULTS_BYTES = 256 << 20  # sparse
 KVM_TRY_S = 10.0
+SAID_LINES = 20
+DISK_ERROR = "aio failed"  # QEMU's word for a read or write of a disk's file that failed, with the kernel's reason
 # Emulated, a test takes some 15 times as long as on the processor. What was found to cost most of what can be had back:
 # a clock that is read by leaving the machine, waiting for RCU, and AVX, of which the emulator has no counterpart.
 FAST = "tsc=reliable clocksource=tsc rcupdate.rcu_expedited=1 mitigations=off"
 EMULATED_CPU = "Nehalem"  # x86-64-v2; an engine's start, run and end take two thirds of what they take with `max`
 
 _running: set[subprocess.Popen[bytes]] = set()
-
-
-class Failed(Exception):
-    """The machine did not do what it was started for; the text says what, and where to look."""
+_over = threading.Event()
 
 
 def boot(
@@ -50,9 +51,11 @@ def boot(
         [*_qemu(image, arguments, given, results), "-serial", "stdio"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
     )
     _running.add(process)
+    if _over.is_set():
+        process.kill()
     timed_out = threading.Event()
 
     def end() -> None:
@@ -61,8 +64,11 @@ def boot(
 
     timer = threading.Timer(timeout_s, end)
     timer.start()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = _Said(process, process.stderr, label)
+    said.start()
     try:
-        assert process.stdout is not None
         with console.open("wb") as file:
             _copy(process.stdout, file, label)
         code = process.wait()
@@ -70,15 +76,24 @@ def boot(
         timer.cancel()
         process.kill()
         process.wait()
+        said.join()
+        process.stdout.close()
+        process.stderr.close()
         _running.discard(process)
+    if said.disk_error:
+        raise Failed(
+            f"the machine was ended, for its disk could not be written to: {said.disk_error}: what it writes is in "
+            f"{os.environ.get('TMPDIR', '/var/tmp')} (TMPDIR) and {results.parent}"
+        )
     if timed_out.is_set():
         raise Failed(f"the machine was not done within {timeout_s:.0f} s and was ended: see {console}")
     if code != 0:
-        raise Failed(f"QEMU ended with {code}: see {console}")
+        raise Failed(f"QEMU ended with {code}: {said.last or 'it said nothing'}: see {console}")
 
 
 def end_all() -> None:
-    """End every machine that `boot` has running, in whatever thread."""
+    """End every machine that `boot` has running, in whatever thread, and that it is about to start."""
+    _over.set()
     for process in tuple(_running):
         process.kill()
 
@@ -89,6 +104,35 @@ def interact(image: Image, arguments: str, given: Path, results: Path) -> None:
         file.truncate(RESULTS_BYTES)
     command = [*_qemu(image, f"{arguments} vm.shell", given, results), "-serial", "mon:stdio"]
     subprocess.run(command, check=False)
+
+
+class _Said(threading.Thread):
+    """Shows what QEMU itself says, each line once, and ends it when its disks can't be written to.
+
+    The machine would go on with errors instead of results, and QEMU say so thousands of times.
+
+    Attributes:
+        last: its last line. disk_error: why a disk could not be used; both are empty if there is none.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], source: IO[bytes], label: str) -> None:
+        super().__init__(name="what QEMU says", daemon=True)
+        self.last = self.disk_error = ""
+        self._process = process
+        self._source = source
+        self._label = label
+
+    def run(self) -> None:
+        shown: set[str] = set()
+        while line := self._source.readline(4096):
+            self.last = line.decode(errors="replace").strip()
+            if self.last not in shown and len(shown) < SAID_LINES:
+                shown.add(self.last)
+                sys.stdout.write(f"{self._label}{self.last}\n")
+                sys.stdout.flush()
+            if DISK_ERROR in self.last and not self.disk_error:
+                self.disk_error = self.last
+                self._process.kill()
 
 
 def _copy(source: IO[bytes], file: IO[bytes], label: str) -> None:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from vm.hosts import EXPLAINED, RUNTIMES, Host
+from vm.hosts import EXPLAINED, NOT_THERE, NOWHERE, RUNTIMES, Host
 
-__all__ = ["Case", "Outcome", "merged", "nowhere", "read_junit", "table"]
+__all__ = [
+    "Case",
+    "Outcome",
+    "explained",
+    "left_behind",
+    "merged",
+    "nowhere",
+    "read_facts",
+    "read_junit",
+    "table",
+    "told_nowhere",
+]
 
 _COLUMNS = ("passed", "failed", "known to fail", "skipped")
 Outcome = Literal["passed", "failed", "skipped", "known to fail"]
@@ -61,6 +73,26 @@ def read_junit(path: Path) -> list[Case]:
     return [_case(element) for element in ElementTree.parse(path).iter("testcase")]
 
 
+def read_facts(path: Path) -> dict[str, str]:
+    """Lines NAME=VALUE. Raises: OSError, ValueError."""
+    return dict(line.split("=", 1) for line in path.read_text().splitlines())
+
+
+def left_behind(console: Path) -> list[str]:
+    """What pytest said at the end of the run that it had left behind (tests/conftest.py)."""
+    try:
+        lines = console.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    sections = [
+        number for number, line in enumerate(lines) if re.fullmatch(r"=+ LEFT BEHIND BY THIS TEST RUN =+", line)
+    ]
+    if not sections:
+        return []
+    after = (line.strip() for line in lines[sections[-1] + 1 :])
+    return [line for line in itertools.takewhile(lambda line: not line.startswith("="), after) if line]
+
+
 def merged(first: Iterable[Case], again: Iterable[Case]) -> list[Case]:
     """The cases of a whole run, with what came of those that were tried again."""
     second = {case.name: case for case in again}
@@ -102,16 +134,43 @@ def nowhere(runs: Mapping[Host, Iterable[Case]]) -> dict[str, dict[str, str]]:
     return {name: reasons for name, reasons in sorted(skipped.items()) if name not in ran}
 
 
+def explained(reasons: Iterable[str]) -> str:
+    """Why it is right that a test which was skipped with these reasons ran nowhere; empty if it is not."""
+    asked = list(reasons)
+    return next((why for wanted, why in NOWHERE.items() if all(wanted in reason for reason in asked)), "")
+
+
+def told_nowhere(runs: Mapping[Host, Iterable[Case]]) -> list[str]:
+    """A line for each test that no host ran, and that is not explained."""
+    return [
+        f"ran nowhere: {name}: " + "; ".join(f"{host}: {why}" for host, why in reasons.items())
+        for name, reasons in nowhere(runs).items()
+        if not explained(reasons.values())
+    ]
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]], parts: Mapping[Host, str]) -> str:
-    """`docs/hosts.md`. `parts`: the hosts where not all was run, and pytest's arguments there."""
-    return "\n".join(_lines(runs, facts, parts)) + "\n"
+def table(
+    runs: Mapping[Host, list[Case]],
+    facts: Mapping[Host, Mapping[str, str]],
+    parts: Mapping[Host, str],
+    left: Mapping[Host, list[str]],
+) -> str:
+    """`docs/hosts.md`.
+
+    Args:
+        parts: the hosts where not all was run, and pytest's arguments there. left: what each run has left behind.
+    """
+    return "\n".join(_lines(runs, facts, parts, left)) + "\n"
 
 
 def _lines(
-    runs: Mapping[Host, list[Case]], facts: Mapping[Host, Mapping[str, str]], parts: Mapping[Host, str]
+    runs: Mapping[Host, list[Case]],
+    facts: Mapping[Host, Mapping[str, str]],
+    parts: Mapping[Host, str],
+    left: Mapping[Host, list[str]],
 ) -> Iterator[str]:
     yield "# Hosts"
     yield ""
@@ -120,14 +179,14 @@ def _lines(
     for host, arguments in parts.items():
         yield f"**Only a part was run on `{host.name}`:** `{arguments}`"
         yield ""
-    yield "| host | what it is | system | kernel | cgroup | init | runtimes |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield "| host | what it is | system | kernel | cgroup | init | runtimes | when, and what of |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for host in runs:
         of = collections.defaultdict(lambda: "?", facts[host])
         runtimes = ", ".join(of[runtime].replace(" version", "") or f"no {runtime}" for runtime in RUNTIMES)
         yield (
             f"| `{host.name}` | {host.title} | {of['system']} | {of['kernel']} | {of['cgroup']} | {of['init']} "
-            f"| {runtimes} |"
+            f"| {runtimes} | {of['ran']} |"
         )
     yield ""
     yield "| host | runtime | suite | passed | failed | known to fail | skipped |"
@@ -143,8 +202,11 @@ def _lines(
     yield "A test that names no runtime (`-`) uses the default one, or none."
     yield from _section("Failed", _failed(runs))
     yield from _section("Failed, and passed when tried again", _at_first(runs))
+    yield from _section("Left behind", _left(left))
     yield from _section("Known to fail", _grouped(runs, "known to fail"))
     yield from _section("Skipped", _grouped(runs, "skipped"))
+    yield from _section("Skipped on every host, and explained", _explained_nowhere(runs))
+    yield from _section("Not run in the machines", (f"- `{path}`: {why}" for path, why in NOT_THERE.items()))
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -167,6 +229,19 @@ def _at_first(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
         for case in cases:
             if case.at_first and case.outcome == "passed":
                 yield f"- `{host.name}`: `{case.name}`: {_escaped(case.at_first)}"
+
+
+def _left(left: Mapping[Host, list[str]]) -> Iterator[str]:
+    for host, lines in left.items():
+        for line in lines:
+            yield f"- `{host.name}`: {_escaped(line)}"
+
+
+def _explained_nowhere(runs: Mapping[Host, list[Case]]) -> Iterator[str]:
+    for name, reasons in nowhere(runs).items():
+        why = explained(reasons.values())
+        if why:
+            yield f"- `{name.removeprefix('tests.')}`: {', '.join(sorted(set(reasons.values())))}: {why}"
 
 
 def _grouped(runs: Mapping[Host, list[Case]], outcome: Outcome) -> Iterator[str]:

@@ -16,11 +16,13 @@ while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
 # Through a pipe: on a terminal pytest draws over its lines.
 mkfifo /run/shown
 cat /run/shown &
-# Interrupted, pytest still writes what it has done; 124 says so.
+shown=$!
+# Interrupted, pytest still writes what it has done; 124 says so, and 137 that it had to be killed.
 timeout --foreground --signal=INT --kill-after=120 "$(cat /bound)" \
     python -u -m pytest --junitxml=/results/junit.xml "$@" </dev/null >/run/shown 2>&1
 echo $? >/results/exit
-wait
 dmesg >/results/dmesg
 tar -cf /dev/nvme0n3 -C /results .
 sync
+# Only now: what the tests have left behind may hold the pipe open.
+timeout 10 tail -s 0.1 --pid="$shown" -f /dev/null
