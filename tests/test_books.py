@@ -20,6 +20,7 @@ from lighterman.record import Record
 from lighterman.spec import ContainerSpec
 from lighterman.store.base import Change
 from lighterman.store.memory import MemoryStore
+from lighterman.supervisor.tasks import OwnedTasks
 from lighterman.testing import FakeClock
 from support import eventually
 
@@ -55,9 +56,11 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def books(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Books:
+async def books(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Books]:
     monkeypatch.setattr(limits, "STORE_RETRY_S", 0.001)
-    return Books(disk, FakeClock())
+    tasks = OwnedTasks()
+    yield Books(disk, FakeClock(), tasks.watch)
+    await tasks.close(0)
 
 
 @pytest.fixture
@@ -80,10 +83,9 @@ async def kinds(books: Books) -> list[str]:
 
 async def test_saved_record_takes_the_untold_fact_along(books: Books, entry: Entry, disk: Disk) -> None:
     disk.full = True
-    late: list[None] = []
     entry.record.status = Status.EXITED
-    telling = asyncio.ensure_future(books.tell_fact(entry, end_of(entry), late=lambda: late.append(None)))
-    await eventually(lambda: late)
+    telling = await books.tell_fact(entry, end_of(entry))
+    assert telling is not None
     with pytest.raises(StoreError):
         await books.save(entry)
     assert disk.rows == []
@@ -109,9 +111,8 @@ async def test_fact_is_told_once_though_who_tells_it_is_cancelled(books: Books, 
 
 async def test_fact_comes_before_the_removal(books: Books, entry: Entry, disk: Disk) -> None:
     disk.full = True
-    late: list[None] = []
-    telling = asyncio.ensure_future(books.tell_fact(entry, end_of(entry), late=lambda: late.append(None)))
-    await eventually(lambda: late)
+    telling = await books.tell_fact(entry, end_of(entry))
+    assert telling is not None
     books.strike(entry)
     with pytest.raises(StoreError):
         await books.bury(entry)
@@ -126,14 +127,11 @@ async def test_fact_comes_before_the_removal(books: Books, entry: Entry, disk: D
 async def test_facts_that_waited_are_written_together(books: Books, entry: Entry, disk: Disk) -> None:
     """The record shows what all of them led to: an engine killed between two would leave an end that is never told."""
     disk.full = True
-    telling = [
-        asyncio.ensure_future(books.tell_fact(entry, Event(kind=kind, container=entry.record.id)))
-        for kind in ("start", "exit")
-    ]
+    telling = [await books.tell_fact(entry, Event(kind=kind, container=entry.record.id)) for kind in ("start", "exit")]
     await eventually(lambda: disk.asked >= 4)
     entry.record.status = Status.EXITED
     disk.full = False
-    await asyncio.gather(*telling)
+    await asyncio.gather(*(told for told in telling if told is not None))
     assert disk.rows == [("exited", "exit")]
     assert await kinds(books) == ["start", "exit"]
 
@@ -148,11 +146,24 @@ async def test_what_is_told_after_the_removal_brings_no_row_back(books: Books, e
 
 async def test_facts_keep_their_order(books: Books, entry: Entry, disk: Disk) -> None:
     disk.full = True
-    telling = [
-        asyncio.ensure_future(books.tell_fact(entry, Event(kind=kind, container=entry.record.id)))
-        for kind in ("exit-process", "exit", "restart")
-    ]
+    order = ["exit-process", "exit", "restart"]
+    telling = [await books.tell_fact(entry, Event(kind=kind, container=entry.record.id)) for kind in order]
     await eventually(lambda: disk.asked >= 6)
+    assert not any(told is None or told.done() for told in telling)
     disk.full = False
-    await asyncio.wait(telling)
-    assert await kinds(books) == ["exit-process", "exit", "restart"]
+    await asyncio.gather(*(told for told in telling if told is not None))
+    assert await kinds(books) == order
+
+
+async def test_fact_that_waits_is_tried_once_more_at_the_close(
+    books: Books, entry: Entry, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STORE_RETRY_S", 1000)
+    disk.full = True
+    telling = await books.tell_fact(entry, end_of(entry))
+    assert telling is not None
+    await asyncio.sleep(0)
+    disk.full = False
+    telling.cancel()
+    await asyncio.wait((telling,))
+    assert await kinds(books) == ["exit"]

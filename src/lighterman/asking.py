@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import msgspec
 
@@ -30,7 +31,9 @@ from lighterman.spec import (
     Ulimit,
 )
 
-__all__ = ["Options", "check_name", "container_spec", "split_restart", "split_sinks"]
+__all__ = ["Options", "as_stored", "check_name", "container_spec", "split_restart", "split_sinks"]
+
+_Stored = TypeVar("_Stored", bound=msgspec.Struct)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -110,7 +113,9 @@ _RESOURCES = frozenset(Resources.__struct_fields__)
 _SPEC = frozenset(ContainerSpec.__struct_fields__)
 
 
-msgspec.json.Decoder(ContainerSpec)  # makes the type known at import, see `recovery`
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {  # at import, see `recovery`
+    kind: msgspec.json.Decoder(kind) for kind in (ContainerSpec, RestartPolicy, Resources, JournaldSink, SyslogSink)
+}
 
 
 def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, options: Options) -> ContainerSpec:
@@ -159,18 +164,65 @@ def container_spec(image: str | None, argv: Sequence[str], *, stdin: bool, optio
     wanted["resources"] = resources
     try:
         # Types are checked in one place, whatever kind of mapping or sequence was given.
-        return msgspec.convert(wanted, ContainerSpec, from_attributes=True)
+        spec = msgspec.convert(wanted, ContainerSpec, from_attributes=True)
     except msgspec.ValidationError as wrong:
         raise InvalidSpec(f"not a container that can be: {wrong}") from wrong
+    # Values that the caller has made went through that as they are.
+    return as_stored("container", spec)
+
+
+def as_stored(what: str, value: _Stored) -> _Stored:
+    """What a later engine reads of it: a row that it can't read would keep it from the whole root.
+
+    Raises: InvalidSpec if that is not the same.
+    """
+    decoder = next(decoder for kind, decoder in _DECODERS.items() if isinstance(value, kind))
+    try:
+        stored: _Stored = decoder.decode(msgspec.json.encode(value))
+    except (InvalidSpec, ValueError, TypeError, OverflowError, RecursionError) as wrong:
+        raise InvalidSpec(f"{what} {_offender(value, decoder)}: {wrong}") from wrong
+    if stored != value and not _same(stored, value):
+        raise InvalidSpec(f"{what} {_offender(value, decoder)}: has a number that can't be stored: give a finite one")
+    return stored
+
+
+def _offender(value: msgspec.Struct, decoder: msgspec.json.Decoder[Any]) -> str:
+    """The first field of it that can't be stored, to be shown."""
+    for name in value.__struct_fields__:
+        try:
+            one = msgspec.structs.replace(type(value)(), **{name: getattr(value, name)})
+            if _same(decoder.decode(msgspec.json.encode(one)), one):
+                continue
+        except (InvalidSpec, ValueError, TypeError, OverflowError, RecursionError):
+            pass
+        wrong = getattr(value, name)
+        inner = next((decoder for kind, decoder in _DECODERS.items() if isinstance(wrong, kind)), None)
+        return f"{name} {wrong!r:.200}" if inner is None else f"{name} {_offender(wrong, inner)}"
+    return f"{value!r:.200}"
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two values are equal, a list and a tuple of the same counted as equal."""
+    if isinstance(one, msgspec.Struct):
+        return isinstance(other, type(one)) and all(
+            _same(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__
+        )
+    if isinstance(one, list | tuple):
+        return isinstance(other, list | tuple) and len(one) == len(other) and all(map(_same, one, other))
+    return one == other
 
 
 def split_restart(policy: str | RestartPolicy | RestartRule) -> tuple[RestartPolicy, RestartRule | None]:
     """What can be stored of a policy, and the function that stands for it here. Raises: InvalidSpec."""
     if isinstance(policy, RestartPolicy):
-        return policy, None
+        return as_stored("restart policy", policy), None
     if isinstance(policy, str):
         return RestartPolicy.parse(policy), None
     if callable(policy):
+        if inspect.iscoroutinefunction(policy) or inspect.iscoroutinefunction(getattr(policy, "__call__", None)):  # noqa: B004
+            raise InvalidSpec(
+                f"restart policy {policy!r:.140}: must be a function that answers at once, not a coroutine"
+            )
         return RestartPolicy(), policy
     raise InvalidSpec(f"restart policy {policy!r}: must be a text, a RestartPolicy or a function")
 
@@ -182,6 +234,8 @@ def split_sinks(
     for sink in items_of("log_sinks", sinks):
         if not isinstance(sink, JournaldSink | SyslogSink | CallableSink):
             raise InvalidSpec(f"log sink {sink!r:.140}: must be a JournaldSink, SyslogSink or CallableSink")
+        if not isinstance(sink, CallableSink):
+            as_stored("log sink", sink)
         if isinstance(sink, SyslogSink):
             from lighterman.logs.sinks.syslog import syslog_address
 

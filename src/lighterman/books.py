@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
 from lighterman.journal import Event, Journal
 from lighterman.lifecycle.status import Status
 from lighterman.store.base import Change, Store, Tombstone
+from lighterman.supervisor.delivery import Spawn
 
 __all__ = ["Books"]
 
@@ -24,12 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Books:
-    """Entries by id and name, tombstones of removed ones, and every commit to the store."""
+    """Entries by id and name, tombstones of removed ones, and every commit to the store.
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    Args: watch: starts a task that is cancelled when the engine closes.
+    """
+
+    def __init__(self, store: Store, clock: Clock, watch: Spawn) -> None:
         self.journal = Journal(store, clock)
         self._store = store
         self._clock = clock
+        self._watch = watch
         self._entries: dict[str, Entry] = {}
         self._names: dict[str, Entry] = {}
         self._removed: dict[str, tuple[float, Entry]] = {}  # the oldest first
@@ -118,23 +123,38 @@ class Books:
         async with entry.writing:
             await self._whole(self._write(entry, event))
 
-    async def tell_fact(self, entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:
+    async def tell_fact(self, entry: Entry, event: Event) -> asyncio.Future[None] | None:
         """As `tell`, for what has happened and can't be refused: tried again until the disk takes it.
 
-        Args: late: called at each attempt that fails.
+        Returns: None if it is written down; else what is done once it is: nobody is held up by a full disk who need
+            not know.
         """
         entry.untold.append(event)
-        while True:
+        if await self._has_told(entry):
+            return None
+        if entry.telling is None or entry.telling.done():
+            entry.telling = self._watch(self._tell_later(entry), f"tell of {entry.record.name}")
+        return entry.telling
+
+    async def _tell_later(self, entry: Entry) -> None:
+        """Whoever else writes of it takes along what waits, and so there is one of these for an entry."""
+        while entry.untold:
             try:
-                async with entry.writing:
-                    await self._whole(self._write_untold(entry))
-            except StoreError as failed:
-                log.error("container %s: its %s is not written down yet: %s", entry.record.name, event.kind, failed)
-                if late is not None:
-                    late()
                 await asyncio.sleep(limits.STORE_RETRY_S)
-            else:
-                return
+            except asyncio.CancelledError:
+                await self._has_told(entry)  # the engine closes: this once more
+                raise
+            await self._has_told(entry)
+
+    async def _has_told(self, entry: Entry) -> bool:
+        try:
+            async with entry.writing:
+                await self._whole(self._write_untold(entry))
+        except StoreError as failed:
+            kinds = ", ".join(event.kind for event in entry.untold)
+            log.error("container %s: not written down yet: %s: %s", entry.record.name, kinds, failed)
+            return False
+        return True
 
     async def bury(self, entry: Entry) -> None:
         """Take the record out of the store, and put a tombstone there. Raises: StoreError."""

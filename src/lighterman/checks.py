@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -44,6 +44,8 @@ class Exec(_Tagged, frozen=True, tag="exec"):
     def __post_init__(self) -> None:
         if isinstance(self.argv, str) or not self.argv:
             raise InvalidSpec(f"probe command {self.argv!r}: must be a list of arguments: use ['sh', '-c', ...]")
+        if not isinstance(self.argv, Iterable) or not all(isinstance(word, str) for word in self.argv):
+            raise InvalidSpec(f"probe command {self.argv!r:.140}: its arguments must be texts")
         msgspec.structs.force_setattr(self, "argv", tuple(self.argv))
 
 
@@ -97,6 +99,9 @@ class File(_Tagged, frozen=True, tag="file"):
         _check_path(self.path)
         if self.max_age_s is not None and (not _is_number(self.max_age_s) or not self.max_age_s > 0):
             raise InvalidSpec(f"probe max_age_s {self.max_age_s!r}: must be more than 0 seconds, or None")
+        if self.max_age_s == float("inf"):
+            # JSON has no infinity: it would be read as None anyway.
+            msgspec.structs.force_setattr(self, "max_age_s", None)
 
 
 PROBES = Exec | Tcp | Http | UnixSocket | File

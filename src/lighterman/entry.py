@@ -162,6 +162,7 @@ class Entry:
         self.restoring = False  # an earlier engine's run is being taken up
         self.heard = Flag()  # something was told of it to this engine
         self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
+        self.telling: asyncio.Task[None] | None = None  # writes them down once the disk takes them
         self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None

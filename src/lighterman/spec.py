@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal as signals
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -260,6 +260,17 @@ class Device(Value, frozen=True):
     permissions: str = "rwm"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_RESTART_NAMES = ("no", "always", "unless-stopped", "on-failure")
+
+
 class RestartPolicy(Value, frozen=True):
     """When an ended container is started again, and after how long.
 
@@ -267,7 +278,7 @@ class RestartPolicy(Value, frozen=True):
         max_retries: counts for `on-failure` only; 0 has no limit.
         initial_delay_s, multiplier, max_delay_s: the back-off: the first delay, what each next one is multiplied by,
             and its bound. jitter: a fraction, 0 to 1: each delay is changed by up to that much of it, at random.
-        reset_after_s: a run this long resets the back-off and the count of retries.
+        reset_after_s: a run this long resets the back-off and the count of retries; None, or infinity, is never.
         burst, interval_s: no restart that would be start number `burst` + 1 within `interval_s`, the first start
             counted too (systemd's StartLimitBurst); 0 has no limit; at most 100.
         force_codes: restart after these ends whatever the name of the policy. prevent_codes: never after these; they
@@ -280,7 +291,7 @@ class RestartPolicy(Value, frozen=True):
     multiplier: float = 2.0
     max_delay_s: float = limits.RESTART_BACKOFF_MAX_S
     jitter: float = 0.0
-    reset_after_s: float = limits.RESTART_RESET_S
+    reset_after_s: float | None = limits.RESTART_RESET_S
     burst: int = 0
     interval_s: float = 10.0
     force_codes: tuple[int | str, ...] = ()
@@ -288,22 +299,38 @@ class RestartPolicy(Value, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises: InvalidSpec."""
+        if self.name not in _RESTART_NAMES:
+            raise InvalidSpec(f"restart policy: name {self.name!r:.80} must be one of {', '.join(_RESTART_NAMES)}")
+        if self.reset_after_s == float("inf"):
+            # JSON has no infinity: it would be read as None anyway.
+            msgspec.structs.force_setattr(self, "reset_after_s", None)
         for name in ("initial_delay_s", "max_delay_s", "reset_after_s", "interval_s"):
             value = getattr(self, name)
-            # A NaN fails this comparison too; infinity means never, for the reset only.
-            if not value >= 0 or (value == float("inf") and name != "reset_after_s"):
-                raise InvalidSpec(f"restart policy: {name} {value!r} must be a number of seconds of 0 or more")
-        if not 1 <= self.multiplier <= 1000:
-            raise InvalidSpec(f"restart policy: multiplier {self.multiplier!r} must be 1 to 1000")
-        if not 0 <= self.jitter <= 1:
-            raise InvalidSpec(f"restart policy: jitter {self.jitter!r} must be a fraction from 0 to 1")
-        if not 0 <= self.burst <= limits.RESTART_ENDS_KEPT:
-            raise InvalidSpec(f"restart policy: burst {self.burst!r} must be 0 to {limits.RESTART_ENDS_KEPT}")
-        if self.max_retries < 0:
-            raise InvalidSpec(f"restart policy: max_retries {self.max_retries!r} must be 0 or more")
+            # A NaN fails this comparison too.
+            if not (value is None and name == "reset_after_s") and not (
+                _is_number(value) and 0 <= value < float("inf")
+            ):
+                raise InvalidSpec(f"restart policy: {name} {value!r:.80} must be a number of seconds of 0 or more")
+        if not _is_number(self.multiplier) or not 1 <= self.multiplier <= 1000:
+            raise InvalidSpec(f"restart policy: multiplier {self.multiplier!r:.80} must be 1 to 1000")
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise InvalidSpec(f"restart policy: jitter {self.jitter!r:.80} must be a fraction from 0 to 1")
+        if not _is_whole(self.burst) or not 0 <= self.burst <= limits.RESTART_ENDS_KEPT:
+            raise InvalidSpec(f"restart policy: burst {self.burst!r:.80} must be 0 to {limits.RESTART_ENDS_KEPT}")
+        if not _is_whole(self.max_retries) or self.max_retries < 0:
+            raise InvalidSpec(f"restart policy: max_retries {self.max_retries!r:.80} must be 0 or more")
+        for name in ("force_codes", "prevent_codes"):
+            codes = getattr(self, name)
+            if isinstance(codes, str) or not isinstance(codes, Sequence):
+                raise InvalidSpec(
+                    f"restart policy: codes {codes!r:.80} must be a tuple of exit codes and names of signals"
+                )
+            msgspec.structs.force_setattr(self, name, tuple(codes))
         for code in (*self.force_codes, *self.prevent_codes):
-            if isinstance(code, str) and code not in signals.Signals.__members__:
-                raise InvalidSpec(f"restart policy: {code!r} is no signal: use a name as 'SIGTERM', or an exit code")
+            if not _is_whole(code) and not (isinstance(code, str) and code in signals.Signals.__members__):
+                raise InvalidSpec(
+                    f"restart policy: {code!r:.80} is no signal and no exit code: use a name as 'SIGTERM', or a number"
+                )
 
     @property
     def can_restart(self) -> bool:

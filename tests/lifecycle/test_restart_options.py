@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -200,6 +201,16 @@ def test_rule_that_raises_stops_and_its_error_is_kept() -> None:
     assert decision.error is wrong
 
 
+@pytest.mark.parametrize("failure", [asyncio.CancelledError("mistake"), SystemExit("mistake")])
+def test_rule_that_raises_what_ends_tasks_stops(failure: BaseException) -> None:
+    def rule(_: Sequence[RunEnd]) -> float | None:
+        raise failure
+
+    decision = decided(RestartManager(rule))
+    assert isinstance(decision, StayDown)
+    assert decision.error is failure
+
+
 def test_history_is_bounded() -> None:
     lengths: list[int] = []
 
@@ -255,11 +266,40 @@ def test_rate_never_exceeds_its_bound(gaps: list[float], per_s: float) -> None:
         {"max_retries": -1},
         {"force_codes": ("SIGNOTHING",)},
         {"prevent_codes": ("TERM",)},
+        {"name": "sometimes"},
+        {"name": ["always"]},
+        {"initial_delay_s": "1"},
+        {"reset_after_s": float("nan")},
+        {"reset_after_s": -1},
+        {"max_delay_s": None},
+        {"multiplier": "2"},
+        {"jitter": None},
+        {"burst": 1.5},
+        {"max_retries": 1.5},
+        {"force_codes": (3.5,)},
+        {"prevent_codes": (True,)},
+        {"force_codes": 3},
+        {"force_codes": "SIGTERM"},
     ],
 )
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpec, match="restart policy"):
         RestartPolicy(**wrong)
+
+
+@pytest.mark.parametrize("never", [None, float("inf")])
+def test_reset_that_never_comes_is_stored(never: float | None) -> None:
+    policy = always(reset_after_s=never)
+    assert next_delay(0.1, ran_for_s=1e9, policy=policy) == 0.2
+    assert msgspec.json.decode(msgspec.json.encode(policy), type=RestartPolicy) == policy
+    manager = RestartManager(policy)
+    for _ in range(3):
+        decided(manager, RunEnd(exit_code=3, ran_for_s=1e9))
+    assert manager.restarts == 3
+
+
+def test_codes_in_a_list_are_taken() -> None:
+    assert always(force_codes=[3, "SIGTERM"]) == always(force_codes=(3, "SIGTERM"))
 
 
 def test_what_an_older_release_stored_is_read() -> None:

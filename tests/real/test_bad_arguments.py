@@ -64,6 +64,10 @@ def shown(wrong: dict[str, Any]) -> str:
     return " ".join(f"{name}={ascii(value) if value != 10**5000 else 'huge'}"[:40] for name, value in wrong.items())
 
 
+async def _answers_later(_: object) -> float:
+    return 0.1
+
+
 def one_clear_line(error: LightermanError) -> bool:
     return bool(str(error)) and "\n" not in str(error) and len(str(error)) < 1000
 
@@ -125,7 +129,11 @@ async def test_other_verbs_refuse(engine: Engine) -> None:
             *((box.resize, {"height": value, "width": 1}) for value in (0, -1, "a", 70000, 1.5, None)),
             *((box.update, {"resources": value}) for value in (None, 5, {"cpus": 1}, "x", Resources(memory_bytes=-5))),
             *((box.update, {"resources": value}) for value in (Resources(cpus=NAN), Resources(cpus=-1))),
-            *((box.set_restart_policy, {"policy": value}) for value in (5, None, "sometimes", "on-failure:x")),
+            (box.update, {"resources": Resources(memory_bytes="64M")}),  # type: ignore[arg-type]
+            *(
+                (box.set_restart_policy, {"policy": value})
+                for value in (5, None, "sometimes", "on-failure:x", _answers_later)
+            ),
             *((box.renew, {"ttl_s": value}) for value in (NAN, -1, "x", math.inf)),
             *((box.get_exec, {"id": value}) for value in (5, None, "\0", HALF, [1])),
             *((logs, {"after": value}) for value in (5, "x")),

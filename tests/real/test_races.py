@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,11 @@ async def test_start_cancelled_while_it_is_written_down_is_undone(
     books = engine.inside.books
     tell_fact = books.tell_fact
 
-    async def slow(entry: Entry, event: Event, *, late: Callable[[], None] | None = None) -> None:
+    async def slow(entry: Entry, event: Event) -> asyncio.Future[None] | None:
         if event.kind == "start":
             written.set()
             await may_go_on.wait()
-        await tell_fact(entry, event, late=late)
+        return await tell_fact(entry, event)
 
     monkeypatch.setattr(books, "tell_fact", slow)
     container = await engine.create("busybox", ["sleep", "1000"])

@@ -545,6 +545,36 @@ async def test_L26_error_of_the_backend_is_logged_and_stops_nothing(
         assert "backend failed" in caplog.text
 
 
+async def test_end_is_forgotten_no_sooner_than_the_backend_has_it_in_safety(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is told meanwhile; what the keeper has of an end stays until it is written down."""
+    safe: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    tell = world.backend.state_changed
+
+    async def not_yet(info: StateInfo) -> asyncio.Future[None]:
+        await tell(info)
+        return safe
+
+    monkeypatch.setattr(world.backend, "state_changed", not_yet)
+    system = await world.create("sleep", options=(policy("on-failure:1"),))
+    await world.client.pause("c1")
+    await world.client.resume("c1")
+    system.init.exit(1)
+    await world.backend.wait_for("c1", State.START, count=2)
+    again = world.system()
+    again.init.exit(1)
+    await world.client.wait("c1")
+    await world.clock.settle()
+    assert world.states() == ["start", "pause", "resume", "restart", "start", "exit"]
+    assert not system.init.forgotten
+    assert not again.init.forgotten
+    safe.set_result(None)
+    await world.clock.settle()
+    assert system.init.forgotten
+    assert again.init.forgotten
+
+
 async def test_L26_backend_that_never_returns_stops_only_its_own_events(world: World) -> None:
     released = asyncio.Event()
 

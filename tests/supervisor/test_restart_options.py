@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from lighterman.errors import InvalidState
@@ -63,6 +64,28 @@ async def test_policy_as_code_that_raises_leaves_it_down(world: World, caplog: p
     await world.client.wait("c1")
     assert world.states() == ["start", "exit"]
     assert "mistake" in caplog.text
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError("mistake"), SystemExit("mistake")])
+async def test_policy_as_code_that_raises_what_ends_tasks_hides_no_exit(
+    world: World, caplog: pytest.LogCaptureFixture, failure: BaseException
+) -> None:
+    def rule(_: Sequence[RunEnd]) -> float | None:
+        raise failure
+
+    await world.create("false", options=(WithRestartPolicy(rule),))
+    await world.client.wait("c1")
+    assert world.states() == ["start", "exit"]
+    assert "mistake" in caplog.text
+
+
+async def test_decision_that_fails_hides_no_exit(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    policy = RestartPolicy(name="always")
+    msgspec.structs.force_setattr(policy, "name", "sometimes")  # as one of another version might be
+    await world.create("false", options=(WithRestartPolicy(policy),))
+    await world.client.wait("c1")
+    assert world.states() == ["start", "exit"]
+    assert "the decision failed" in caplog.text
 
 
 async def test_policy_as_code_can_be_set_while_it_runs(world: World) -> None:

@@ -147,7 +147,7 @@ class Engine:
         store = SqliteStore(f"{self._root.state}/state.db")
         await store.open()
         self.inside.store = store
-        self.inside.books = Books(store, self._clock)
+        self.inside.books = Books(store, self._clock, self._tasks.watch)
 
     async def close(self) -> None:
         """End and remove the containers that do not live on; stop watching the others; give everything back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,14 +57,16 @@ class Hearing:
         if streams.stdin is not None:
             output.stdin = StdinWriter(streams.stdin, self._inside.tasks.watch)
 
-    async def state_changed(self, info: StateInfo) -> None:
-        """One change of one container: record and event in one transaction, then who waits."""
+    async def state_changed(self, info: StateInfo) -> asyncio.Future[None] | None:
+        """One change of one container: record and event in one transaction, then who waits.
+
+        Who waits for it must not wait for a full disk: then they hear of it before it is written down.
+        """
         entry = self._inside.books.by_id(info.container_id)
         if entry is None:
-            return
+            return None
         if info.state in (State.START_PROCESS, State.EXIT_PROCESS):
-            await self._exec_changed(entry, info)
-            return
+            return await self._exec_changed(entry, info)
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
             exit = await self._with_last_words(entry, exit_record(info, entry.reason))
@@ -99,22 +102,19 @@ class Hearing:
             oom_kills=record.oom_kills if info.state is State.OOM else 0,
         )
 
-        def tell_who_waits() -> None:
-            entry.heard.set()
-            if info.state in (State.START, State.RESTORE):
-                entry.restoring = False
-                entry.told_start.set()
-            elif info.state is State.EXIT and not entry.ended.is_set():
-                entry.log.end()
-                entry.end_known_mono = self._inside.clock.mono()
-                entry.told_start.set()
-                entry.ended.set()
-
-        # Who waits for it must not wait for a full disk: then they hear of it before it is written down.
-        await self._inside.books.tell_fact(entry, event, late=tell_who_waits)
-        tell_who_waits()
+        later = await self._inside.books.tell_fact(entry, event)
+        entry.heard.set()
+        if info.state in (State.START, State.RESTORE):
+            entry.restoring = False
+            entry.told_start.set()
+        elif info.state is State.EXIT and not entry.ended.is_set():
+            entry.log.end()
+            entry.end_known_mono = self._inside.clock.mono()
+            entry.told_start.set()
+            entry.ended.set()
         if entry.check is not None or record.spec.health is not None or record.spec.ready is not None:
             self._watches().changed(entry, info)
+        return later
 
     async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
         output = entry.output_of
@@ -123,7 +123,7 @@ class Hearing:
         said = await in_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)
 
-    async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
+    async def _exec_changed(self, entry: Entry, info: StateInfo) -> asyncio.Future[None] | None:
         life = entry.execs.get(info.process_id)
         exit = None
         if info.state is State.EXIT_PROCESS:
@@ -139,12 +139,11 @@ class Hearing:
             exit=exit,
         )
 
-        def tell_who_waits() -> None:
-            if life is not None and exit is not None and not life.ended.is_set():
-                life.exit = exit
-                life.log.end()
-                life.ended.set()
-
+        later = None
         if life is None or not life.is_probe:
-            await self._inside.books.tell_fact(entry, event, late=tell_who_waits)
-        tell_who_waits()
+            later = await self._inside.books.tell_fact(entry, event)
+        if life is not None and exit is not None and not life.ended.is_set():
+            life.exit = exit
+            life.log.end()
+            life.ended.set()
+        return later

@@ -41,7 +41,7 @@ class Inside:
         self.tasks = OwnedTasks()
         self.clients: dict[str, Client] = {}
         self.store: Store = MemoryStore()
-        self.books = Books(self.store, clock)
+        self.books = Books(self.store, clock, self.tasks.watch)
         self.host_if_any: Host | None = None
         self.pump: Pump | None = None
         self.watches: Watches | None = None

@@ -12,7 +12,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.arguments import check_seconds
-from lighterman.asking import split_restart
+from lighterman.asking import as_stored, split_restart
 from lighterman.ends import to_its_end
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases
@@ -230,6 +230,7 @@ class Runs:
         """See `Container.update`."""
         if not isinstance(resources, Resources):
             raise InvalidSpec(f"resources {resources!r:.140}: must be a lighterman.Resources")
+        resources = as_stored("resources", resources)
         await in_thread(self._inside.host.check_resources, resources)
         client, record = self._inside.client_of(entry), entry.record
         await client.update_resources(record.id, resources)

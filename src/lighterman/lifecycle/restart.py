@@ -62,7 +62,7 @@ class StayDown(msgspec.Struct, frozen=True):
     """Leave it as it is; `error` is what a rule raised."""
 
     reason: str
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 Decision = RestartAfter | StayDown
@@ -121,9 +121,13 @@ def should_start_at_boot(policy: RestartPolicy, *, manually_stopped: bool, last_
 def next_delay(previous_s: float | None, *, ran_for_s: float, policy: RestartPolicy | None = None) -> float:
     """The back-off before the next run, in seconds: growing, bounded, back to the first after a long run [L33]."""
     policy = policy or RestartPolicy()
-    if previous_s is None or ran_for_s >= policy.reset_after_s:
+    if previous_s is None or _resets(policy, ran_for_s):
         return min(policy.initial_delay_s, policy.max_delay_s)
     return min(max(previous_s, policy.initial_delay_s) * policy.multiplier, policy.max_delay_s)
+
+
+def _resets(policy: RestartPolicy, ran_for_s: float) -> bool:
+    return policy.reset_after_s is not None and ran_for_s >= policy.reset_after_s
 
 
 class _Saved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -184,7 +188,7 @@ class RestartManager:
         policy = self.policy if isinstance(self.policy, RestartPolicy) else RestartPolicy()
         self._history = [*self._history[1 - limits.RESTART_ENDS_KEPT :], end]
         self._starts = [*self._starts[1 - limits.RESTART_ENDS_KEPT :], now - ran_for_s]
-        if ran_for_s >= policy.reset_after_s:
+        if _resets(policy, ran_for_s):
             self.restarts = 0
         if not isinstance(self.policy, RestartPolicy) and not manually_stopped and forced is None:
             decision = self._ask(self.policy)
@@ -207,7 +211,7 @@ class RestartManager:
                 return StayDown("the restart function says stop")
             if not 0 <= delay_s < float("inf"):
                 raise ValueError(f"the delay {delay_s!r} is not a number of seconds of 0 or more")
-        except Exception as failed:  # noqa: BLE001  whatever a user's function raises, it is told and no restart follows
+        except BaseException as failed:  # noqa: BLE001  whatever a user's function raises, it is told and no restart follows
             return StayDown(f"the restart function failed: {failed!r}", failed)
         return RestartAfter(float(delay_s), "the restart function says so")
 

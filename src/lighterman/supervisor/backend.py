@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from lighterman.lifecycle.events import StateInfo
@@ -19,8 +20,12 @@ class Backend(Protocol):
     async def attach_streams(self, container_id: str, process_id: str, streams: Streams) -> None:
         """Take the streams of a process that was just made; return soon. Raising ends the container [L14]."""
 
-    async def state_changed(self, info: StateInfo) -> None:
-        """Hear of a change. What it raises is logged and stops nothing [L26]."""
+    async def state_changed(self, info: StateInfo) -> asyncio.Future[None] | None:
+        """Hear of a change. What it raises is logged and stops nothing [L26].
+
+        Returns: None: whoever keeps an end for us (the keeper) may forget it. A future: not before that is done; the
+            next change is told meanwhile.
+        """
 
 
 class AttachFailed(Exception):

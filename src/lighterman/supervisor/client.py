@@ -274,7 +274,7 @@ class Client:
             def forget() -> None:
                 self._deliveries.pop(info.container_id, None)
 
-            delivery = Delivery(self._backend, self._tasks.finish, forget)
+            delivery = Delivery(self._backend, self._tasks.finish, self._tasks.watch, forget)
             self._deliveries[info.container_id] = delivery
         delivery.tell(info, then)
 

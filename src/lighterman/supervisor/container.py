@@ -20,7 +20,7 @@ from lighterman.errors import (
 )
 from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
-from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRule, RunEnd
+from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRule, RunEnd, StayDown
 from lighterman.runtimes.base import SIGKILL, CreateOption
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
 from lighterman.supervisor.answers import fail, in_own_task, succeed
@@ -474,14 +474,18 @@ class Container:
         return await self._restart(run, decision, how)
 
     def _decide(self, end: RunEnd, forced: str | None = None, *, lease_ended: bool = False) -> Decision:
-        decision = self._restarts.decide(
-            end,
-            manually_stopped=self._manually_stopped or lease_ended,
-            ran_for_s=end.ran_for_s,
-            now=self._clock.mono(),
-            jitter=self._around.jitter(),
-            forced=forced,
-        )
+        decision: Decision
+        try:
+            decision = self._restarts.decide(
+                end,
+                manually_stopped=self._manually_stopped or lease_ended,
+                ran_for_s=end.ran_for_s,
+                now=self._clock.mono(),
+                jitter=self._around.jitter(),
+                forced=forced,
+            )
+        except BaseException as failed:  # noqa: BLE001  an exit that is never told would be worse, whatever it is
+            decision = StayDown(f"the decision failed: {failed!r}", failed)
         if not isinstance(decision, RestartAfter) and decision.error is not None:
             log.error("container %s is not started again: %s", self.id, decision.reason, exc_info=decision.error)
         return decision

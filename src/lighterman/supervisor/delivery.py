@@ -23,9 +23,10 @@ Then = Callable[[], Awaitable[None]]
 class Delivery:
     """Belongs to the id, not to one container under it: a backend may create the id anew while it hears of its EXIT."""
 
-    def __init__(self, backend: Backend, spawn: Spawn, when_idle: Callable[[], None]) -> None:
+    def __init__(self, backend: Backend, finish: Spawn, watch: Spawn, when_idle: Callable[[], None]) -> None:
         self._backend = backend
-        self._spawn = spawn
+        self._finish = finish
+        self._watch = watch
         self._when_idle = when_idle
         self._queue: deque[tuple[StateInfo, Then | None]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -39,31 +40,40 @@ class Delivery:
         """Queue one change, and what may happen once the backend has heard of it without an error; returns at once."""
         self._queue.append((info, then))
         if self._task is None:
-            self._task = self._spawn(self._deliver(), f"deliver {info.container_id}")
+            self._task = self._finish(self._deliver(), f"deliver {info.container_id}")
 
     async def _deliver(self) -> None:
         try:
             while self._queue:
                 info, then = self._queue.popleft()
-                if await self._tell_backend(info) and then is not None:
-                    # Whoever waits for what was told goes first.
-                    await asyncio.sleep(0)
-                    await self._do_then(info, then)
+                has_heard, later = await self._tell_backend(info)
+                if not has_heard or then is None:
+                    continue
+                if later is not None:
+                    self._watch(self._do_later(later, info, then), f"after {info.state} of {info.container_id}")
+                    continue
+                # Whoever waits for what was told goes first.
+                await asyncio.sleep(0)
+                await self._do_then(info, then)
         finally:
             self._task = None
             self._when_idle()
 
-    async def _tell_backend(self, info: StateInfo) -> bool:
+    async def _tell_backend(self, info: StateInfo) -> tuple[bool, asyncio.Future[None] | None]:
+        """Whether it has heard of it, and what is to come first before it is safe with it."""
         try:
-            await self._backend.state_changed(info)
+            return True, await self._backend.state_changed(info)
         except BaseException as failed:  # a backend may raise anything; the container's life goes on [L26]
             current = asyncio.current_task()
             ours = isinstance(failed, asyncio.CancelledError) and current is not None and not current.cancelling()
             if not isinstance(failed, Exception) and not ours:
                 raise
             log.exception("the backend failed on %s of container %s", info.state, info.container_id)
-            return False
-        return True
+            return False, None
+
+    async def _do_later(self, later: asyncio.Future[None], info: StateInfo, then: Then) -> None:
+        await asyncio.shield(later)
+        await self._do_then(info, then)
 
     async def _do_then(self, info: StateInfo, then: Then) -> None:
         try:
