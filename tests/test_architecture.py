@@ -26,6 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("engine", "container", "doctor", "comparison"),
     ("watches", "leases", "windows_leases", "windows_recovery"),
     ("recovery", "execs"),
+    ("settling",),
     ("books", "capture"),
     ("entry",),
     ("asking", "lease", "stdin", "linux_host", "windows_host", "journal", "notify"),

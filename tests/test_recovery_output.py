@@ -8,7 +8,7 @@ from pathlib import Path
 from lighterman.entry import Entry
 from lighterman.logs.pump import OutputPump
 from lighterman.record import Record
-from lighterman.recovery import drop_output
+from lighterman.settling import drop_output
 from lighterman.spec import ContainerSpec
 
 

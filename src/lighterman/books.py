@@ -93,6 +93,13 @@ class Books:
             raise AlreadyExists(f"a container named {name!r} exists already: remove it, or use another name")
         self._entries[entry.record.id] = self._names[name] = entry
 
+    def enter_again(self, entry: Entry, *, by_name: bool) -> None:
+        """Take the id of a container of an earlier engine, and if `by_name` its name where nobody has it."""
+        record = entry.record
+        self._entries[record.id] = entry
+        if by_name and self._names.setdefault(record.name, entry) is not entry:
+            log.error("container %s: another one has the name %s too: ask for it by its id", record.id, record.name)
+
     def strike(self, entry: Entry) -> None:
         """Give id and name back at once; a tombstone keeps them for who asks late."""
         record = entry.record
@@ -155,6 +162,24 @@ class Books:
             log.error("container %s: not written down yet: %s: %s", entry.record.name, kinds, failed)
             return False
         return True
+
+    async def save_fact(self, entry: Entry, *, late: Callable[[], None] | None = None) -> None:
+        """As `save`, for what can't be refused: tried again until the disk takes it. Args: late: as for `tell_fact`."""
+        while True:
+            try:
+                await self.save(entry)
+            except StoreError as failed:
+                log.error("container %s is not written down yet: %s", entry.record.name, failed)
+                if late is not None:
+                    late()
+                await asyncio.sleep(limits.STORE_RETRY_S)
+            else:
+                return
+
+    async def mark_struck(self, entry: Entry) -> None:
+        """Write down that one which was struck is being removed: its name may be another's. Raises: StoreError."""
+        async with entry.writing:
+            await self._whole(self._write(entry))
 
     async def bury(self, entry: Entry) -> None:
         """Take the record out of the store, and put a tombstone there. Raises: StoreError."""

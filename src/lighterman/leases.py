@@ -23,6 +23,7 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import KeeperClient
 from lighterman.lease import ConnectionLease, Lease, check_ttl, own_connection
+from lighterman.lifecycle.status import Status
 from lighterman.linux_host import OWNER, LinuxHost
 from lighterman.record import Record
 from lighterman.runtimes.oci.processes import open_pidfd_checked, wait_pidfd
@@ -201,6 +202,8 @@ class Leases:
             # It has ended meanwhile, or was never started to the end.
             if self.job_lease(entry.record) not in (None, OWNER):
                 await self._release(entry.record)
+            # One that waits for a restart has a time that goes on.
+            self._begin_timer(entry)
             return
         try:
             await self._grant(self._host().keeper, entry.record, [self._host().group_of(entry.record.id)])
@@ -287,7 +290,7 @@ class Leases:
             await self._grant_connection(keeper, entry)
         elif not client.heard:
             client.gone_until = state.gone_until
-        if not entry.is_registered:
+        if not entry.is_registered and record.status is not Status.RESTARTING:
             record.until = None
         try:
             await self._renew(record, record.until)
@@ -350,6 +353,9 @@ class Leases:
             log.debug("container %s: its lease went with the keeper", record.name)
 
     def _begin_timer(self, entry: Entry) -> None:
+        before = self._timers.pop(entry.record.id, None)
+        if before is not None:
+            before.cancel()
         if entry.record.until is not None:
             timer = self._tasks.watch(self._watch_time(entry), f"watch the time of {entry.record.name}")
             self._timers[entry.record.id] = timer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
@@ -16,7 +15,14 @@ import msgspec
 from lighterman import limits
 from lighterman.checks import SdNotify
 from lighterman.ends import to_its_end
-from lighterman.errors import InvalidState, KeeperLost, LightermanError
+from lighterman.errors import (
+    InvalidState,
+    KeeperLost,
+    LightermanError,
+    LimitExceeded,
+    NotSupported,
+    RuntimeUnavailable,
+)
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
 from lighterman.keeper.cgroup import is_a_container
@@ -59,6 +65,7 @@ from lighterman.spec import (
     Spec,
 )
 from lighterman.threads import in_thread, look_at_files
+from lighterman.trees import remove_tree
 
 __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
@@ -146,6 +153,22 @@ class LinuxHost:
             self._runtimes.setdefault(probed.name, self._make(probed, executable, reason))
         return self._runtimes[probed.name]
 
+    async def runtime_of_before(self, name: str) -> OciRuntime:
+        """The runtime that an earlier engine has used.
+
+        One that is gone, or works no more, is not needed to watch, stop and remove what it has started: whatever needs
+        it fails by itself. Raises: KeeperLost.
+        """
+        try:
+            return await self.runtime(name or None)
+        except (RuntimeUnavailable, NotSupported) as gone:
+            if name not in self._runtimes:
+                log.error("what %s has started is watched and can be stopped, and no more: %s", name, gone)
+                known = (one for one in self._probed if one.name == name)
+                probed = next(known, Probed(name=name, path=name, version="unknown", no_checkpoints=str(gone)))
+                self._runtimes[name] = self._make(probed, probed.path, str(gone))
+            return self._runtimes[name]
+
     @staticmethod
     async def _register(keeper: KeeperClient, probed: Probed) -> str:
         """Give the keeper a runtime's binary; returns what to call it by."""
@@ -228,8 +251,9 @@ class LinuxHost:
                 keeper = await to_its_end(starting)
                 known = {pid for runtime in self._runtimes.values() for pid in runtime.pids()}
                 orphaned = await _end_orphans(self._root, keeper, known)
-                for name in self._runtimes:
-                    await self._register(keeper, next(one for one in self._probed if one.name == name))
+                for probed in self._probed:
+                    if probed.name in self._runtimes and probed.refusal is None:
+                        await self._register(keeper, probed)
                 await grant_again(keeper)
             except (LightermanError, OSError) as failed:
                 log.error("no other keeper can be started: %s", failed)
@@ -280,7 +304,10 @@ class LinuxHost:
         for job in jobs:
             meta = decode_meta(job.meta)
             if meta is None:
-                await self._end_job(job)
+                try:
+                    await self._end_job(job)
+                except LimitExceeded as failed:
+                    log.error("%s; the next engine tries again", failed)
             else:
                 held.append(HeldJob(job, meta))
         return held
@@ -299,11 +326,12 @@ class LinuxHost:
         """Kill what runs of them, acknowledge them, and take away what their runs have left.
 
         Args: remains: False where a later run of the same container goes on: its bundle and cgroup bear the same name.
+        Raises: LimitExceeded (not even SIGKILL ends one), KeeperLost.
         """
         for held in jobs:
             await self._end_job(held.job)
             if remains and held.meta.kind == "init" and held.meta.runtime in RUNTIMES:
-                runtime = await self.runtime(held.meta.runtime)
+                runtime = await self.runtime_of_before(held.meta.runtime)
                 await runtime.remove_remains(held.meta.id)
 
     async def remove_remains(self, *, except_of: set[str]) -> None:
@@ -311,7 +339,7 @@ class LinuxHost:
         for name in RUNTIMES:
             states = await in_thread(_listed, f"{self._root.run}/runtime/{name}")
             for id in states - except_of:
-                await (await self.runtime(name)).remove_remains(id)
+                await (await self.runtime_of_before(name)).remove_remains(id)
         # What an orphaned call has made after its container's remains were taken away has no bundle any more.
         for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self._orphaned) - except_of:
             await (await self.runtime(None)).remove_remains(id)
@@ -324,10 +352,19 @@ class LinuxHost:
         """The path of a container's cgroup."""
         return group_of(self._root.run, id)
 
-    def remove_directories(self, *, except_of: set[str]) -> None:
-        """Take away what containers have written that are in no book. Blocking."""
-        for id in _listed(f"{self._root.state}/containers") - except_of:
-            shutil.rmtree(self._root.container(id), ignore_errors=True)
+    def left_directories(self, *, except_of: set[str]) -> list[str]:
+        """Where containers have written that are in no book. Blocking."""
+        return [self._root.container(id) for id in sorted(_listed(f"{self._root.state}/containers") - except_of)]
+
+    @staticmethod
+    async def remove_directory(path: str) -> None:
+        """Take one of `left_directories` away; what can't be now is tried again by the next engine."""
+        try:
+            await in_thread(remove_tree, path)
+        except FileNotFoundError:
+            log.debug("%s went by itself", path)
+        except OSError as failed:
+            log.error("%s can't be removed: %s", path, failed)
 
     async def _end_job(self, job: JobState) -> None:
         await end_job(self.keeper, job, self._cgroups)
@@ -526,13 +563,24 @@ async def _end_jobs(root: StateRoot) -> None:
 
 
 async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> None:
-    """Kill all of it, wait for its end, acknowledge that, and remove its cgroup if that is empty then."""
+    """Kill all of it, wait for its end, acknowledge that, and remove its cgroup if that is empty then.
+
+    Raises: LimitExceeded if it does not end; then the keeper has it still. KeeperLost.
+    """
     path = str(job.recipe.get("cgroup", ""))
     cgroup = Cgroup(path, cgroups) if is_a_container(path) else None
     if cgroup is not None and job.exit is None:
         await in_thread(cgroup.kill)
     if job.exit is None and job.pid is not None:
-        await keeper.wait_exit(job.job)
+        try:
+            async with asyncio.timeout(limits.KILL_WAIT_S):
+                await keeper.wait_exit(job.job)
+        except TimeoutError as late:
+            raise LimitExceeded(
+                f"job {job.job} is unkillable: pid {job.pid} has not ended {limits.KILL_WAIT_S:g} s after SIGKILL",
+                limit="KILL_WAIT_S",
+                operation="terminate",
+            ) from late
     await keeper.acknowledge(job.job)
     if cgroup is not None:
         await in_thread(cgroup.remove)

@@ -16,9 +16,13 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     Attributes:
         generation: of the last run, 0 before the first. starting: of the run that is being started, 0 if none is; an
             engine that finds it set after a crash ends what there is of that run.
-        restart_at: while it is restarting: when its next run is due, seconds on the engine's monotonic clock.
+        restart_at: while it is restarting: when its next run is due, seconds on the engine's monotonic clock;
+            None: now.
+        at_boot: while it is restarting: it is so since its host has come back, and its last end was told as an exit.
         checkpoint: of its own: from which its first run goes on.
-        manually_stopped: whether the last run was asked to end; then no policy starts it again.
+        manually_stopped: whether the last run was asked to end; then no policy starts it again. end_reason: who or what
+            has asked for that, until it has ended. kill_at: when it is killed, if it is a stop that waits; seconds on
+            the engine's monotonic clock.
         lease: what ends it: `scope`, `process`, `owner`, `connection`, or None: it lives on when the engine has gone.
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
         ttl_s: how long a run may last. until: when the present one is over, seconds on CLOCK_BOOTTIME.
@@ -41,8 +45,11 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     generation: int = 0
     starting: int = 0
     restart_at: float | None = None
+    at_boot: bool = False
     checkpoint: str | None = None
     manually_stopped: bool = False
+    end_reason: str | None = None
+    kill_at: float | None = None
     pid: int = 0
     runtime: str = ""
     started_at: float | None = None

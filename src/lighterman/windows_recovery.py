@@ -13,15 +13,8 @@ from lighterman.books import Books
 from lighterman.entry import Entry
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
-from lighterman.recovery import (
-    HOST_RESTARTED,
-    decoded,
-    drop_output,
-    is_due_at_boot,
-    settle_the_ended,
-    tell_lost,
-    tell_not_begun,
-)
+from lighterman.recovery import readable, remember_stones
+from lighterman.settling import Settling, drop_output
 from lighterman.store.base import Store
 from lighterman.threads import in_thread
 from lighterman.windows_host import WindowsHost
@@ -38,27 +31,38 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
     """Make the engine's books true again. Raises: StoreError."""
     boot_id = await in_thread(host.boot_id)
     loaded = await store.load(boot_id, time.time())
-    for stone in loaded.tombstones:
-        books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
-    rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
+    remember_stones(engine, books, loaded)
+    rebooted = loaded.boot_id not in (None, boot_id)
+    settling = Settling(books, engine.inside.tasks)
     due: list[Entry] = []
-    for encoded in loaded.records:
-        record = decoded(encoded)
+    records = readable(loaded)
+    for record in records:
         entry = engine.inside.new_entry(record)
         entry.restarts = entry.restarts_saved = loaded.restarts.get(record.id, b"")
-        books.enter(entry)
-        await _settle(engine, host, books, entry, due, why=HOST_RESTARTED if rebooted else ENGINE_LOST)
-    known = {entry.record.id for entry in books}
+        books.enter_again(entry, by_name=_goes_on(record))
+        await _settle(engine, host, books, settling, entry, due, rebooted=rebooted)
+    # Also what can't be read is somebody's.
+    known = {entry.record.id for entry in books} | (set(loaded.ids) - {record.id for record in records})
     await host.sweep(known=known)
     await in_thread(host.remove_directories, except_of=known)
+    if rebooted:
+        await settling.keep_boot(store, boot_id)
     # Only now: what is being started would be taken for something left.
-    for entry in due:
-        engine.runs.start_later(entry)
+    engine.runs.start_due(due, settling.written)
     # Whoever asks for a stop from here on finds them under way.
     await asyncio.sleep(0)
 
 
-async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry, due: list[Entry], *, why: str) -> None:
+async def _settle(
+    engine: Engine,
+    host: WindowsHost,
+    books: Books,
+    settling: Settling,
+    entry: Entry,
+    due: list[Entry],
+    *,
+    rebooted: bool,
+) -> None:
     record = entry.record
     if record.status is not Status.CREATED:
         await host.end_left(record.id)
@@ -67,21 +71,23 @@ async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry,
         engine.inside.tasks.finish(engine.removal.go_on(entry), f"remove {record.name}")
         return
     entry.feed_sinks()
-    if record.status is Status.RESTARTING:
+    goes_on = _goes_on(record)
+    if rebooted:
+        starts = await settling.after_reboot(entry, may_start=goes_on)
+    elif record.status is Status.RESTARTING:
         # The next run had not begun to be told of: it is due.
-        record.restart_at = record.restart_at if why == ENGINE_LOST else None  # the clock of that boot
         await drop_output(entry, record.generation + 1)
-        if record.manually_stopped or not _goes_on(record):
-            await tell_not_begun(books, entry)
-        else:
-            due.append(entry)
+        starts = goes_on and not record.manually_stopped
+        if not starts:
+            await settling.not_begun(entry)
     elif record.starting or record.status in (Status.CREATED, Status.EXITED):
-        await settle_the_ended(books, entry)
+        await settling.ended(entry)
+        starts = False
     else:
-        await tell_lost(books, entry, why)
-        if _goes_on(record) and is_due_at_boot(record):
-            due.append(entry)
-    if not _goes_on(record):
+        starts = await settling.lost(entry, ENGINE_LOST, may_start=goes_on)
+    if starts:
+        due.append(entry)
+    if not goes_on:
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
     await engine.leases.take_up(entry)
@@ -89,4 +95,4 @@ async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry,
 
 def _goes_on(record: Record) -> bool:
     # The owner of the others was the engine before us, and that is dead.
-    return record.lease is None
+    return record.lease is None and record.status is not Status.REMOVING

@@ -92,7 +92,22 @@ async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path
     assert loaded.tombstones == (Tombstone("b", "name", 100.0, b"2"),)
     assert loaded.boot_id is None
     assert (await store.load("boot-2", now=100.0)).tombstones == ()
-    assert (await store.load("boot-2", now=100.0)).boot_id == "boot-2"
+    await store.close()
+
+
+async def test_P01_boot_is_another_one_until_it_is_said_that_all_was_settled(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = await open_at(path)
+    assert (await store.load("boot-1", now=0.0)).boot_id is None
+    for _ in range(2):
+        # An engine that is killed before it has said so, and the next one.
+        assert (await store.load("boot-2", now=0.0)).boot_id == "boot-1"
+        await store.close()
+        store = await open_at(path)
+    await store.keep_boot_id("boot-2")
+    await store.close()
+    store = await open_at(path)
+    assert (await store.load("boot-3", now=0.0)).boot_id == "boot-2"
     await store.close()
 
 

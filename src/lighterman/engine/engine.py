@@ -449,7 +449,7 @@ class Engine:
             if told or isinstance(failed, asyncio.CancelledError):
                 # The commit may happen all the same: what it has written is taken away again.
                 self.inside.books.strike(entry)
-                self._tasks.finish(self.removal.take_away(entry), f"undo {name}")
+                self._tasks.finish(self.removal.undo(entry), f"undo {name}")
             else:
                 self.leases.removed(entry)
                 self.inside.books.unenter(entry)

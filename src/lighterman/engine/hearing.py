@@ -77,7 +77,7 @@ class Hearing:
         due_s = info.restart_delay_s
         record.restart_at = self._inside.clock.mono() + due_s if due_s is not None else None
         if info.state in (State.START, State.RESTORE):
-            record.started_at, record.exit, record.starting = info.started_at, None, 0
+            record.started_at, record.exit, record.starting, record.at_boot = info.started_at, None, 0, False
             if info.state is State.START:
                 record.health, record.ready, record.oom_kills = None, False, 0
         elif info.state is State.OOM:
@@ -86,8 +86,8 @@ class Hearing:
             record.pid = 0
             if info.state is State.EXIT:
                 self._leases.ended(entry)
-            record.exit, entry.last_end = exit, info
-            entry.reason = None
+            record.exit, entry.last_end, record.at_boot = exit, info, False
+            entry.reason = record.end_reason = record.kill_at = None
             entry.execs_due.clear()
         if info.state in (State.START, State.RESTART, State.EXIT):
             entry.restarts = info.restarts

@@ -90,6 +90,14 @@ class Removal:
             log.error("container %s: its removal is not written down yet: %s", entry.record.name, failed)
             inside.tasks.watch(self._bury_later(entry), f"bury {entry.record.name}")
 
+    async def undo(self, entry: Entry) -> None:
+        """As `take_away`, of one that was not marked as being removed: its row must not have its name any more."""
+        try:
+            await self._inside.books.mark_struck(entry)
+        except StoreError as failed:
+            log.error("container %s: that it is being removed is not written down: %s", entry.record.name, failed)
+        await self.take_away(entry)
+
     async def remove_files(self, entry: Entry) -> None:
         """Its directory with all that is in it. Raises: StoreError."""
         await in_thread(_remove_tree, self._inside.root.container(entry.record.id))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,7 @@ from lighterman.errors import (
     InvalidSpec,
     InvalidState,
     LightermanError,
+    LimitExceeded,
     NotFound,
     OperationTimeout,
     StoreError,
@@ -51,6 +52,13 @@ __all__ = ["CHECKPOINTS", "Runs", "timings"]
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # below the directory of its container
+
+
+class _Due(NamedTuple):
+    """When a start that a policy asks for begins: after so many seconds, and not before its turn."""
+
+    after_s: float = 0.0
+    turn: Flag | None = None
 
 
 class Runs:
@@ -103,8 +111,8 @@ class Runs:
 
     # ---- begun ---------------------------------------------------------------------------------------------------
 
-    async def start(self, entry: Entry, *options: CreateOption, due_s: float = 0.0) -> None:
-        """See `Container.start`. `options`: of this run alone. due_s: how long it waits before it begins."""
+    async def start(self, entry: Entry, *options: CreateOption, due: _Due | None = None) -> None:
+        """See `Container.start`. `options`: of this run alone. due: of one that a policy asks for."""
         self._inside.must_be_open()
         record = entry.record
         if entry not in self._inside.books:
@@ -120,7 +128,8 @@ class Runs:
             entry.ended = Flag()
         self._inside.host.poke()
         try:
-            await self._wait_until_due(entry, due_s)
+            if due is not None:
+                await self._wait_until_due(entry, due)
             await self._start(entry, options)
         except BaseException as failed:
             if isinstance(failed, LightermanError):
@@ -136,13 +145,25 @@ class Runs:
             entry.start_over.set()
             entry.output_of.let_go_soon()
 
-    async def _wait_until_due(self, entry: Entry, due_s: float) -> None:
+    async def _wait_until_due(self, entry: Entry, due: _Due) -> None:
         """Raises: InvalidState if meanwhile nobody wants it any more."""
-        if due_s <= 0:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with self._inside.clock.timeout(due_s):
-                await entry.start_unwanted.wait()
+        await self._wait_wanted(entry, due.after_s)
+        if due.turn is not None:
+            waits = [asyncio.ensure_future(flag.wait()) for flag in (due.turn, entry.start_unwanted)]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        rate, clock = self._inside.restart_rate, self._inside.clock
+        await self._wait_wanted(entry, rate.take(clock.mono()) if rate is not None else 0.0)
+        _check_wanted(entry)
+
+    async def _wait_wanted(self, entry: Entry, delay_s: float) -> None:
+        if delay_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with self._inside.clock.timeout(delay_s):
+                    await entry.start_unwanted.wait()
         _check_wanted(entry)
 
     async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
@@ -155,6 +176,7 @@ class Runs:
         entry.reason = None
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
+        record.end_reason = record.kill_at = None
         if record.status is not Status.RESTARTING:
             entry.restarts = b""
         spec = await self.spec_of(entry)
@@ -185,31 +207,65 @@ class Runs:
         except (LightermanError, TimeoutError) as failed:
             log.error("container %s: undoing its start failed: %r", entry.record.name, failed)
 
-    def start_later(self, entry: Entry) -> None:
-        """Start it in the background, after what is left of its back-off; a failure is its exit record."""
-        at = entry.record.restart_at if entry.record.status is Status.RESTARTING else None
-        due_s = at - self._inside.clock.mono() if at is not None else 0.0
-        self._inside.tasks.watch(self._start_quietly(entry, due_s), f"start {entry.record.name}")
+    def start_due(self, entries: Sequence[Entry], ready: Callable[[], Awaitable[None]]) -> None:
+        """Start in the background what a policy had decided on; a failure is the container's exit record.
 
-    async def _start_quietly(self, entry: Entry, due_s: float) -> None:
+        One that was in a back-off begins after what is left of it; the others, of a host that has restarted, once it is
+        `ready`, each when the one before it has started. One that fails, is stopped, or takes longer than
+        limits.START_SLOW_S, holds up no other.
+        """
+        turns: list[tuple[Entry, Flag]] = []
+        for entry in entries:
+            at = entry.record.restart_at
+            if at is not None:
+                due = _Due(at - self._inside.clock.mono())
+            else:
+                turns.append((entry, turn := Flag()))
+                due = _Due(turn=turn)
+            self._inside.tasks.watch(self._start_quietly(entry, due), f"start {entry.record.name}")
+        if turns:
+            self._inside.tasks.watch(self._give_turns(turns, ready), "start what is due")
+
+    async def _give_turns(self, turns: Sequence[tuple[Entry, Flag]], ready: Callable[[], Awaitable[None]]) -> None:
+        await ready()
+        for entry, turn in turns:
+            turn.set()
+            try:
+                async with self._inside.clock.timeout(limits.START_SLOW_S):
+                    await entry.start_over.wait()
+            except TimeoutError:
+                log.warning("container %s starts slowly: the next one does not wait for it", entry.record.name)
+
+    async def _start_quietly(self, entry: Entry, due: _Due) -> None:
         if entry.starting or entry.is_registered or entry.removing or entry not in self._inside.books:
             return  # somebody was faster
         record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
         try:
-            await self.start(entry, due_s=due_s)
+            await self.start(entry, due=due)
         except LightermanError as failed:
             if entry.start_unwanted.is_set() or record.manually_stopped:
                 # Nobody had asked for this run: that it was stopped does not hide how the one before it ended.
                 record.exit = before
+                if before is not None and entry.reason is not None:
+                    record.exit = msgspec.structs.replace(before, reason=entry.reason)
                 log.info("container %s: %s", record.name, failed)
             else:
                 log.error("container %s: starting it failed: %s", record.name, failed)
+            record.end_reason = record.kill_at = None
             if was_due and record.status is Status.EXITED and entry in self._inside.books:
-                await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
+                await self._tell_not_begun(entry, failed)
             record = entry.record
             if record.status is Status.RESTARTING and self._inside.is_open:
                 record.status = Status.EXITED
-                await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
+                await self._tell_not_begun(entry, failed)
+
+    async def _tell_not_begun(self, entry: Entry, failed: LightermanError) -> None:
+        at_boot, entry.record.at_boot = entry.record.at_boot, False
+        if at_boot:
+            # Its end was told, as one that nothing follows.
+            await self._inside.books.save_fact(entry)
+        else:
+            await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
 
     # ---- while it lasts ------------------------------------------------------------------------------------------
 
@@ -218,10 +274,11 @@ class Runs:
         client, ends = entry.client, signal in (9, entry.record.spec.stop_signal or 15)
         if client is None or not entry.is_registered:
             if ends:
-                await self._no_further_run(entry)
+                await self._no_further_run(entry, "kill" if signal == 9 else None)
             return
         if signal == 9:
             entry.reason = entry.reason or "kill"
+            self._note_end(entry, 0)
         if ends:
             await self.mark_stopped(entry)
         await client.signal(entry.record.id, signal)
@@ -277,11 +334,16 @@ class Runs:
         client = entry.client
         if client is None or not entry.is_registered:
             # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
-            await self._no_further_run(entry)
+            await self._no_further_run(entry, reason)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         entry.reason = entry.reason or reason
-        await self.mark_stopped(entry)
+        self._note_end(entry, grace_s)
+        if grace_s and not entry.record.spec.restart.can_restart:
+            # As long as it waits an engine may die: the next one has to know why it ends, and when it is killed.
+            await self._save_stopped(entry)
+        else:
+            await self.mark_stopped(entry)
         try:
             if grace_s:
                 await client.stop(entry.record.id, grace_s=grace_s)
@@ -289,9 +351,33 @@ class Runs:
                 await client.terminate(entry.record.id)
         except NotFound:
             log.debug("container %s ended in the same moment", entry.record.name)
+        except LimitExceeded:
+            raise  # it has its SIGKILL, and ends as asked once it can
+        except LightermanError:
+            # It was not stopped: nor is it to be by the next engine.
+            entry.record.end_reason = entry.record.kill_at = None
+            await self._save_quietly(entry)
+            raise
         return True
 
-    async def _no_further_run(self, entry: Entry) -> None:
+    async def go_on_ending(self, entry: Entry) -> None:
+        """Go on with a stop that an earlier engine had begun: what was asked for then holds now."""
+        record = entry.record
+        left_s = max(0.0, (record.kill_at or 0.0) - self._inside.clock.mono())
+        try:
+            await self.end(entry, record.end_reason or "stop", left_s)
+        except LightermanError as failed:
+            log.error("container %s: it was being stopped, and can't be: %s", record.name, failed)
+
+    def _note_end(self, entry: Entry, grace_s: float) -> None:
+        """To be written down with that it was stopped; of several stops the shortest grace counts."""
+        record, at = entry.record, self._inside.clock.mono() + grace_s
+        record.end_reason = entry.reason
+        record.kill_at = at if record.kill_at is None else min(at, record.kill_at)
+
+    async def _no_further_run(self, entry: Entry, reason: str | None) -> None:
+        if entry.record.status is Status.RESTARTING:
+            entry.reason = entry.record.end_reason = entry.reason or reason
         entry.start_unwanted.set()
         if entry.record.status is Status.RESTARTING:
             await self._save_stopped(entry)
@@ -303,6 +389,9 @@ class Runs:
 
     async def _save_stopped(self, entry: Entry) -> None:
         entry.record.manually_stopped = True
+        await self._save_quietly(entry)
+
+    async def _save_quietly(self, entry: Entry) -> None:
         try:
             await self._inside.books.save(entry)
         except StoreError as failed:

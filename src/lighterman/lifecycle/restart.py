@@ -107,6 +107,10 @@ def _is_signal(code: int | str, signal: int | None) -> bool:
 
 def should_start_at_boot(policy: RestartPolicy, *, manually_stopped: bool, last_end: RunEnd) -> bool:
     """Whether it is to be started after a host reboot or an orderly stop of the engine [L32]."""
+    if _named(policy.prevent_codes, last_end) is not None:
+        return False
+    if not manually_stopped and _named(policy.force_codes, last_end) is not None:
+        return True
     match policy.name:
         case "no":
             return False

@@ -52,11 +52,13 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """All that was kept.
 
     Attributes:
-        restarts: by container id. execs_due: container id, exec id, when its time is over; as in `Change`.
-        boot_id: of the host when the store was last opened, None for a new one.
+        ids: of `records`, in the same order. restarts: by container id.
+        execs_due: container id, exec id, when its time is over; as in `Change`.
+        boot_id: of the life of the host that the records are of, None for a new store.
     """
 
     records: tuple[bytes, ...] = ()
+    ids: tuple[str, ...] = ()
     tombstones: tuple[Tombstone, ...] = ()
     restarts: dict[str, bytes] = {}
     execs_due: tuple[tuple[str, str, float], ...] = ()
@@ -72,7 +74,13 @@ class Store(Protocol):
     never_waits: bool
 
     async def load(self, boot_id: str, now: float) -> Loaded:
-        """Everything, records in the order of their first saving; tombstones that are over go; `boot_id` is kept."""
+        """Everything, records in the order of their first saving; tombstones that are over go.
+
+        Args: boot_id: of the host's present life, which is kept if none was kept yet.
+        """
+
+    async def keep_boot_id(self, boot_id: str) -> None:
+        """All records are of this life of the host now. Raises: StoreError."""
 
     async def commit(self, change: Change) -> int:
         """One transaction. Returns: the event's sequence number, 0 without one. Raises: StoreError."""

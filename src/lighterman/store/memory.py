@@ -22,6 +22,9 @@ class MemoryStore:
     async def load(self, boot_id: str, now: float) -> Loaded:
         return Loaded()
 
+    async def keep_boot_id(self, boot_id: str) -> None:
+        return
+
     async def commit(self, change: Change) -> int:
         if change.event is None:
             return 0

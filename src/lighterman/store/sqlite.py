@@ -102,8 +102,10 @@ class SqliteStore:
 
     def _load(self, boot_id: str, now: float) -> Loaded:
         found = self._db.execute("SELECT value FROM facts WHERE name = 'boot_id'").fetchone()
+        rows = self._db.execute("SELECT id, record FROM containers ORDER BY rowid").fetchall()
         loaded = Loaded(
-            records=tuple(row[0] for row in self._db.execute("SELECT record FROM containers ORDER BY rowid")),
+            records=tuple(row[1] for row in rows),
+            ids=tuple(row[0] for row in rows),
             tombstones=tuple(
                 Tombstone(*row)
                 for row in self._db.execute("SELECT id, name, until, record FROM tombstones WHERE until > ?", (now,))
@@ -113,8 +115,15 @@ class SqliteStore:
             boot_id=found[0] if found else None,
         )
         self._db.execute("DELETE FROM tombstones WHERE until <= ?", (now,))
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)", (boot_id,))
+        # Another one is kept only when all that the reboot has ended is told: who is killed before has told nothing.
+        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('boot_id', ?)", (boot_id,))
         return loaded
+
+    async def keep_boot_id(self, boot_id: str) -> None:
+        await self._in_thread(lambda: self._keep_boot_id(boot_id))
+
+    def _keep_boot_id(self, boot_id: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)", (boot_id,))
 
     async def commit(self, change: Change) -> int:
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
