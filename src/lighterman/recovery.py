@@ -60,8 +60,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     jobs: dict[str, list[HeldJob]] = {}
     for job in await host.held_jobs({record.pid for record in records if record.pid}):
         jobs.setdefault(job.meta.id, []).append(job)
-    for stone in loaded.tombstones:
-        books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
+    books.remember(loaded.tombstones, lambda stone: engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
     # Asked for all together: a turn of a thread for each costs more than the answers.
     frozen = await in_thread(host.frozen, [record.id for record in records if record.id in jobs or record.pid])

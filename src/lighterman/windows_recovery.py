@@ -38,8 +38,7 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
     """Make the engine's books true again. Raises: StoreError."""
     boot_id = await in_thread(host.boot_id)
     loaded = await store.load(boot_id, time.time())
-    for stone in loaded.tombstones:
-        books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
+    books.remember(loaded.tombstones, lambda stone: engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
     due: list[Entry] = []
     for encoded in loaded.records:
