@@ -19,7 +19,8 @@ from lighterman.errors import StoreError
 from lighterman.store.base import Change, Store, Tombstone
 from lighterman.store.memory import MemoryStore
 from lighterman.store.migrations import MIGRATIONS, SCHEMA, migrate
-from lighterman.store.sqlite import SqliteStore, read_records
+from lighterman.store.outside import look_into
+from lighterman.store.sqlite import SqliteStore
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -85,7 +86,7 @@ async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path
     await store.commit(Change(save=("a", b"3")))
     await store.commit(Change(delete="b", tombstone=Tombstone("b", "name", 100.0, b"2")))
     await store.close()
-    assert read_records(str(path)) == [b"3"]
+    assert look_into(str(path)).records == (("a", b"3"),)
     store = await open_at(path)
     loaded = await store.load("boot-1", now=50.0)
     assert loaded.records == (b"3",)
@@ -212,9 +213,9 @@ async def test_file_is_nobody_elses_while_it_is_open(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = await open_at(path)
     with pytest.raises(StoreError, match="locked"):
-        read_records(str(path))
+        look_into(str(path))
     await store.close()
-    assert read_records(str(path)) == []
+    assert look_into(str(path)).records == ()
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ class Engine:
     async def _give_back_all(self) -> None:
         inside = self.inside
         self.leases.close()
-        lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
+        lives = any(entry.is_registered or entry.record.pid for entry in inside.books)
         # An end that is under way hears of it only as long as somebody watches.
         await self._tasks.settle(limits.CANCEL_S)
         for client in inside.clients.values():
@@ -200,14 +200,15 @@ class Engine:
         if inside.pump is not None:
             await inside.pump.close()
         await inside.books.journal.close()
-        keeper_ended = inside.host_if_any is not None and await inside.host_if_any.close(by_force=self._root.private)
+        host = inside.host_if_any
+        keeper_ended = host is not None and await host.close(by_force=self._root.private, lives=lives)
         await inside.store.close()
         for entry in inside.books:
             entry.ended.set()
             entry.heard.set()
         if self._root.private:
             await in_thread(self._root.remove)
-        elif keeper_ended and not lives:
+        elif keeper_ended and inside.is_true and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
             await in_thread(self._root.remove_run)
 

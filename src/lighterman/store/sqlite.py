@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from urllib.parse import quote
 
 from lighterman import limits
 from lighterman.errors import StoreError
@@ -22,7 +21,7 @@ from lighterman.keeper.files import OURS
 from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
 from lighterman.store.migrations import migrate
 
-__all__ = ["SqliteStore", "read_records"]
+__all__ = ["SqliteStore"]
 
 log = logging.getLogger(__name__)
 
@@ -278,22 +277,3 @@ class SqliteStore:
             return await asyncio.shield(work)
         except (sqlite3.Error, OSError) as failed:
             raise StoreError(f"{self._path}: {failed}") from failed
-
-
-def read_records(path: str) -> list[bytes]:
-    """The records of a store that nobody has open, without changing it; none if there is no such file. Blocking.
-
-    Raises: StoreError.
-    """
-    try:
-        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
-        try:
-            return [row[0] for row in connection.execute("SELECT record FROM containers ORDER BY rowid")]
-        finally:
-            connection.close()
-    except sqlite3.OperationalError as failed:
-        if not os.path.exists(path):
-            return []
-        raise StoreError(f"{path}: {failed}") from failed
-    except sqlite3.Error as failed:
-        raise StoreError(f"{path}: {failed}") from failed
