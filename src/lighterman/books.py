@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -37,7 +37,8 @@ class Books:
         self._watch = watch
         self._entries: dict[str, Entry] = {}
         self._names: dict[str, Entry] = {}
-        self._removed: dict[str, tuple[float, Entry]] = {}  # the oldest first
+        self._removed: dict[str, tuple[float, Entry | Tombstone]] = {}  # the oldest first
+        self._made_of: Callable[[Tombstone], Entry] | None = None
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(tuple(self._entries.values()))
@@ -54,7 +55,7 @@ class Books:
     def find(self, name_or_id: str) -> Entry:
         """By name, id, or an unambiguous beginning of an id; a removed one only while its tombstone stands.
 
-        Raises: NotFound, InvalidSpec if a beginning is ambiguous.
+        Raises: NotFound, InvalidSpec if a beginning is ambiguous, StoreError if its tombstone can't be read.
         """
         if not isinstance(name_or_id, str):
             raise InvalidSpec(f"container {name_or_id!r:.80}: must be a name or an id, as text")
@@ -71,10 +72,22 @@ class Books:
 
     def _tombstone(self, name_or_id: str) -> Entry | None:
         self._clear_tombstones()
-        for _, entry in reversed(self._removed.values()):
-            if name_or_id in (entry.record.id, entry.record.name):
+        for until, gone in reversed(self._removed.values()):
+            id, name = (gone.id, gone.name) if isinstance(gone, Tombstone) else (gone.record.id, gone.record.name)
+            if name_or_id in (id, name):
+                entry = self._unearthed(gone) if isinstance(gone, Tombstone) else gone
+                self._removed[id] = until, entry
                 return entry
         return None
+
+    def _unearthed(self, stone: Tombstone) -> Entry:
+        """Made when it is asked for: hardly any is."""
+        assert self._made_of is not None
+        entry = self._made_of(stone)
+        entry.record.status = Status.REMOVED
+        entry.removed.set()
+        entry.ended.set()
+        return entry
 
     def _clear_tombstones(self) -> None:
         now = self._clock.wall()
@@ -164,7 +177,7 @@ class Books:
         return True
 
     async def save_fact(self, entry: Entry, *, late: Callable[[], None] | None = None) -> None:
-        """As `save`, for what can't be refused: tried again until the disk takes it. Args: late: as for `tell_fact`."""
+        """As `save`, for what can't be refused: tried again until the disk takes it. Args: late: called after each that fails."""
         while True:
             try:
                 await self.save(entry)
@@ -221,12 +234,10 @@ class Books:
         await self.journal.commit(event, Change(delete=record.id, tombstone=stone))
         entry.buried = True
 
-    def remember(self, stone: Tombstone, entry: Entry) -> None:
-        """A tombstone from the store."""
-        entry.record.status = Status.REMOVED
-        entry.removed.set()
-        entry.ended.set()
-        self._removed[stone.id] = (stone.until, entry)
+    def remember(self, stones: Iterable[Tombstone], made_of: Callable[[Tombstone], Entry]) -> None:
+        """Tombstones from the store, the oldest first. Args: made_of: makes the entry of one that is asked for."""
+        self._made_of = made_of
+        self._removed.update((stone.id, (stone.until, stone)) for stone in stones)
 
 
 def _change(entry: Entry) -> Change:

@@ -250,6 +250,10 @@ def _state_root(path: str) -> Finding:
     except InvalidSpec as refused:
         return Finding(name="state root", status="missing", text=str(refused))
     text = f"{path} is on {kind}"
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        text += ", which is mounted read-only: nothing can be written there"
+        remedy = f"mount -o remount,rw {_mount_of(existing)}"
+        return Finding(name="state root", status="missing", text=text, remedy=remedy)
     if kind == "overlay":
         text += ", where no writable layer can be: give a root on a disk or a volume"
         return Finding(name="state root", status="missing", text=text, remedy="lighterman run --root /PATH/ON/A/DISK")
@@ -257,6 +261,12 @@ def _state_root(path: str) -> Finding:
         text += ": what containers write takes memory, and is lost at a reboot"
         return Finding(name="state root", status="warning", text=text, remedy="lighterman run --root /PATH/ON/A/DISK")
     return Finding(name="state root", status="ok", text=text)
+
+
+def _mount_of(path: str) -> str:
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
 
 
 # ---- confinement -------------------------------------------------------------------------------------------------

@@ -96,5 +96,8 @@ class Host(Protocol):
     def forget(self, id: str) -> None:
         """A container is removed: begin to take away what the host keeps of it beside its directory."""
 
-    async def close(self, *, by_force: bool) -> bool:
-        """Finish what goes on in the background. Returns: whether nothing of ours runs any more."""
+    async def close(self, *, by_force: bool, lives: bool = False) -> bool:
+        """Finish what goes on in the background. Returns: whether nothing of ours runs any more.
+
+        Args: lives: whether a container lives on.
+        """

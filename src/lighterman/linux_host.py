@@ -466,15 +466,21 @@ class LinuxHost:
     def forget(self, id: str) -> None:
         """Nothing of it is kept outside of its directory."""
 
-    async def close(self, *, by_force: bool) -> bool:
+    async def close(self, *, by_force: bool, lives: bool = False) -> bool:
         """Finish removals under way; end the keeper where nothing lives on, else leave it. Returns: whether it ended.
 
-        Args: by_force: every container has been ended by now; what is left is a call that hangs.
+        Args:
+            by_force: every container has been ended by now; what is left is a call that hangs.
+            lives: a container lives on. A keeper that has it refuses to end; one that has only the lease of it, since
+                its own was lost, would not.
         """
         self._closing = True
         self.poke.close()
         for runtime in self._runtimes.values():
             await runtime.close()
+        if lives and not by_force:
+            await self.keeper.close()
+            return False
         try:
             await self.keeper.shutdown(force=by_force)
         except InvalidState:

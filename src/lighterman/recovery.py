@@ -96,12 +96,8 @@ def readable(loaded: Loaded) -> list[Record]:
 
 
 def remember_stones(engine: Engine, books: Books, loaded: Loaded) -> None:
-    """What there is of removed containers, as far as it can be read."""
-    for stone in loaded.tombstones:
-        try:
-            books.remember(stone, engine.inside.new_entry(_decoded(stone.record)))
-        except StoreError as failed:
-            log.warning("container %s, which was removed, can't be asked for any more: %s", stone.name, failed)
+    """What there is of removed containers."""
+    books.remember(loaded.tombstones, lambda stone: engine.inside.new_entry(_decoded(stone.record)))
 
 
 def _decoded(encoded: bytes) -> Record:

@@ -44,7 +44,7 @@ class Settling:
     def __init__(self, books: Books, tasks: OwnedTasks) -> None:
         self._books = books
         self._tasks = tasks
-        self._behind: set[asyncio.Task[None]] = set()
+        self._behind: set[asyncio.Future[None]] = set()
 
     # ---- what is settled -----------------------------------------------------------------------------------------
 
@@ -125,7 +125,9 @@ class Settling:
 
     async def tell(self, entry: Entry, event: Event) -> None:
         """Write the record and an event down."""
-        await self._try(lambda late: self._books.tell_fact(entry, event, late=late), entry.record.name)
+        writing = await self._books.tell_fact(entry, event)
+        if writing is not None:
+            self._go_on_behind(writing)
 
     async def save(self, entry: Entry) -> None:
         """Write the record down."""
@@ -164,15 +166,17 @@ class Settling:
             finally:
                 tried.set()
 
-        task = self._tasks.watch(writing(), f"write down {what}")
-        self._behind.add(task)
-        task.add_done_callback(self._over)
+        self._go_on_behind(self._tasks.watch(writing(), f"write down {what}"))
         await tried.wait()
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _go_on_behind(self, writing: asyncio.Future[None]) -> None:
+        self._behind.add(writing)
+        writing.add_done_callback(self._over)
+
+    def _over(self, writing: asyncio.Future[None]) -> None:
         # One that has failed stays, for `written` to say so.
-        if not task.cancelled() and task.exception() is None:
-            self._behind.discard(task)
+        if not writing.cancelled() and writing.exception() is None:
+            self._behind.discard(writing)
 
 
 async def drop_output(entry: Entry, generation: int) -> None:

@@ -307,7 +307,7 @@ class WindowsHost:
         folder = os.path.join(_layers(self._root), id)
         self._runtime.layers.remove(folder)
 
-    async def close(self, *, by_force: bool = False) -> bool:
+    async def close(self, *, by_force: bool = False, lives: bool = False) -> bool:
         """Finish unmounting. Returns: True, for no keeper stays.
 
         Args: by_force: the root goes as well: its layers have a while to be removed.

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from lighterman.clock import SystemClock
+from lighterman import limits
 from lighterman.errors import StoreError
-from lighterman.journal import Event, Journal
 from lighterman.store.base import Change, Store, Tombstone
 from lighterman.store.memory import MemoryStore
 from lighterman.store.migrations import MIGRATIONS, SCHEMA, migrate
-from lighterman.store.sqlite import SqliteStore, read_records
+from lighterman.store.outside import look_into
+from lighterman.store.sqlite import SqliteStore
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -57,11 +57,12 @@ async def test_events_read_page_by_page(store: Store) -> None:
 async def test_trim_lets_the_oldest_go_and_never_gives_a_number_twice(store: Store) -> None:
     for i in range(10):
         await store.commit(Change(event=(float(i), b"")))
-    await store.trim(older_than=4.0, keep=3)
+    assert not await store.trim(now=104.0, keep_s=100.0, keep=3)
     events, oldest = await store.events(0, 100)
     assert [event.seq for event in events] == [8, 9, 10]
     assert oldest == 8
-    await store.trim(older_than=1e18, keep=0)
+    assert store.newest == 10
+    await store.trim(now=1e18, keep_s=0.0, keep=0)
     assert (await store.events(0, 100))[1] == 11
     assert await store.commit(Change(event=(0.0, b""))) == 11
 
@@ -85,7 +86,7 @@ async def test_records_and_tombstones_are_there_after_a_reopening(tmp_path: Path
     await store.commit(Change(save=("a", b"3")))
     await store.commit(Change(delete="b", tombstone=Tombstone("b", "name", 100.0, b"2")))
     await store.close()
-    assert read_records(str(path)) == [b"3"]
+    assert look_into(str(path)).records == (("a", b"3"),)
     store = await open_at(path)
     loaded = await store.load("boot-1", now=50.0)
     assert loaded.records == (b"3",)
@@ -129,24 +130,38 @@ async def test_what_belongs_to_a_container_is_kept_and_goes_with_it(tmp_path: Pa
 async def test_trim_lets_tombstones_go_whose_time_is_over(tmp_path: Path) -> None:
     store = await open_at(tmp_path / "state.db")
     for id, until in (("over", 50.0), ("stands", 150.0)):
-        await store.commit(Change(tombstone=Tombstone(id, id, until, b""), event=(100.0, b"")))
-    await store.trim(older_than=0.0, keep=10)
+        await store.commit(Change(tombstone=Tombstone(id, id, until, b"")))
+    while await store.trim(now=100.0, keep_s=100.0, keep=10):
+        continue
     assert [stone.id for stone in (await store.load("boot", now=0.0)).tombstones] == ["stands"]
     await store.close()
 
 
-async def test_events_that_can_t_be_let_go_do_not_undo_what_has_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lighterman.limits.EVENTS_KEPT", 10)
+async def test_last_tombstones_are_loaded_and_no_more_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TOMBSTONES", 3)
     store = await open_at(tmp_path / "state.db")
+    for number in range(2000):
+        await store.commit(Change(tombstone=Tombstone(f"{number}", "name", 100.0 + number, b"")))
+    assert [stone.id for stone in (await store.load("boot", now=0.0)).tombstones] == ["1997", "1998", "1999"]
+    pieces = 1
+    while await store.trim(now=0.0, keep_s=1.0, keep=10):
+        pieces += 1
+    assert pieces >= 4  # no commit waits for all of it
+    count = await store._in_thread(lambda: store._db.execute("SELECT count(*) FROM tombstones").fetchone())
+    assert count == (3,)
+    assert [stone.id for stone in (await store.load("boot", now=0.0)).tombstones] == ["1997", "1998", "1999"]
+    await store.close()
 
-    async def no_trim(older_than: float, keep: int) -> None:
-        raise StoreError("disk full")
 
-    monkeypatch.setattr(store, "trim", no_trim)
-    journal = Journal(store, SystemClock())
-    assert [await journal.commit(Event(kind="create")) for _ in range(5)] == [1, 2, 3, 4, 5]
+async def test_events_are_let_go_in_pieces(tmp_path: Path) -> None:
+    store = await open_at(tmp_path / "state.db")
+    for _ in range(40):
+        await store.commit(Change(event=(0.0, b""), earlier=((0.0, b""),) * 49))
+    pieces = 1
+    while await store.trim(now=0.0, keep_s=1.0, keep=10):
+        pieces += 1
+    assert pieces >= 4
+    assert (await store.events(0, 1))[1] == 1991
     await store.close()
 
 
@@ -213,9 +228,9 @@ async def test_file_is_nobody_elses_while_it_is_open(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = await open_at(path)
     with pytest.raises(StoreError, match="locked"):
-        read_records(str(path))
+        look_into(str(path))
     await store.close()
-    assert read_records(str(path)) == []
+    assert look_into(str(path)).records == ()
 
 
 @pytest.fixture

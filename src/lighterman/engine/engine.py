@@ -136,6 +136,7 @@ class Engine:
             inside.is_open = True
             await self._platform.take_up(self, inside.books, inside.store)
             inside.is_true = True
+            self._tasks.watch(inside.books.journal.keep_within_bounds(), "let old events go")
         except BaseException:
             await self._give_back()
             raise
@@ -185,7 +186,7 @@ class Engine:
     async def _give_back_all(self) -> None:
         inside = self.inside
         self.leases.close()
-        lives = not inside.is_true or any(entry.is_registered or entry.record.pid for entry in inside.books)
+        lives = any(entry.is_registered or entry.record.pid for entry in inside.books)
         # An end that is under way hears of it only as long as somebody watches.
         await self._tasks.settle(limits.CANCEL_S)
         for client in inside.clients.values():
@@ -198,14 +199,16 @@ class Engine:
             await entry.end_feeds()
         if inside.pump is not None:
             await inside.pump.close()
-        keeper_ended = inside.host_if_any is not None and await inside.host_if_any.close(by_force=self._root.private)
+        await inside.books.journal.close()
+        host = inside.host_if_any
+        keeper_ended = host is not None and await host.close(by_force=self._root.private, lives=lives)
         await inside.store.close()
         for entry in inside.books:
             entry.ended.set()
             entry.heard.set()
         if self._root.private:
             await in_thread(self._root.remove)
-        elif keeper_ended and not lives:
+        elif keeper_ended and inside.is_true and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
             await in_thread(self._root.remove_run)
 
@@ -343,9 +346,12 @@ class Engine:
         """What happens to the containers of this root, in order; see `Event`.
 
         Args:
-            after: the `seq` that was read last; 0 begins with the oldest kept; None with what comes from now on.
-            kinds, container: only events of these kinds, of the container with this id.
-            follow: go on with what comes; otherwise stop at the end. A slow reader is never dropped.
+            after: the `seq` that was read last; 0 begins with the oldest kept; None with what comes from this call on.
+            kinds, container: only events of these kinds, of containers of this name or id; a `gap` is always told.
+            follow: go on with what comes, until the engine is closed: then the iteration ends after the last stored
+                event. Otherwise stop at the end. A slow reader is never dropped.
+        Raises: InvalidSpec: a kind that there is not; an `after` beyond the newest event: the journal was made anew
+            since that was read. At the reading InvalidState, if the engine was closed before all was read.
         """
         self.inside.must_be_open()
         return self.inside.books.journal.events(after, kinds=kinds, container=container, follow=follow)

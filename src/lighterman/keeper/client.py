@@ -13,7 +13,7 @@ from lighterman import limits
 from lighterman.errors import InvalidSpec, KeeperLost, LightermanError, NotSupported
 from lighterman.keeper import requests, wire
 from lighterman.keeper.connection import Connection
-from lighterman.keeper.launch import build, open_connection, program
+from lighterman.keeper.launch import build, connect, open_connection, program
 
 __all__ = [
     "Job",
@@ -227,13 +227,42 @@ class KeeperClient:
             was_upgraded = True
 
     @classmethod
+    async def observe(cls, run_dir: str) -> KeeperClient | None:
+        """Connect to a keeper that is there, to ask it and no more: it stays the engine's, and of its build.
+
+        Returns: None where none runs. Raises: NotSupported if it speaks another protocol.
+        """
+        for version in wire.PROTOCOLS:
+            try:
+                sock = connect(run_dir)
+            except KeeperLost:
+                return None
+            if sock is None:
+                return None
+            client = cls(Connection(sock, version))
+            try:
+                await client._greet("observer")
+            except BaseException as failed:
+                await client.close()
+                if isinstance(failed, KeeperLost):
+                    return None
+                if not isinstance(failed, NotSupported) or version == wire.PROTOCOLS[-1]:
+                    raise
+            else:
+                return client
+        return None
+
+    async def _greet(self, role: str) -> None:
+        self._hello, _ = await self._connection.call(wire.HELLO, {"role": role}, limits.KEEPER_CALL_S)
+
+    @classmethod
     async def _connect(cls, run_dir: str, state_dir: str, idle_s: float, deadline: float) -> KeeperClient:
         """In the newest protocol that it speaks."""
         versions = list(wire.PROTOCOLS)
         while True:
             client = cls(Connection(await open_connection(run_dir, state_dir, idle_s, deadline), versions[0]))
             try:
-                client._hello, _ = await client._connection.call(wire.HELLO, {"role": "engine"}, limits.KEEPER_CALL_S)
+                await client._greet("engine")
             except KeeperLost:
                 # It was about to leave for idleness; the next look starts another.
                 await client.close()

@@ -15,7 +15,7 @@ from lighterman.ends import to_its_end
 from lighterman.errors import KeeperLost, NotSupported
 from lighterman.keeper import boot
 
-__all__ = ["build", "open_connection", "program"]
+__all__ = ["build", "connect", "open_connection", "program"]
 
 _DIRECTORY = Path(__file__).parent
 
@@ -27,7 +27,7 @@ async def open_connection(run_dir: str, state_dir: str, idle_s: float, deadline:
     """A connected, non-blocking socket. `deadline` is on the loop's clock. Raises: KeeperLost."""
     loop = asyncio.get_running_loop()
     while True:
-        sock = _connect(run_dir)
+        sock = connect(run_dir)
         if sock is not None:
             return sock
         if loop.time() >= deadline:
@@ -37,7 +37,7 @@ async def open_connection(run_dir: str, state_dir: str, idle_s: float, deadline:
             await asyncio.sleep(_LOCKED_RETRY_S)
 
 
-def _connect(run_dir: str) -> socket.socket | None:
+def connect(run_dir: str) -> socket.socket | None:
     """None if nobody listens. Raises: KeeperLost."""
     try:
         directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

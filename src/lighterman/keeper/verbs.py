@@ -19,7 +19,7 @@ from .table import Row
 _PAGE_BYTES = wire.MESSAGE_BYTES - 1024
 _PAGE_JOBS = 256
 # For those who only look.
-_HARMLESS = (wire.LIST, wire.PING, wire.STATS, wire.EXIT_OF)
+_HARMLESS = (wire.LIST, wire.PING, wire.STATS, wire.EXIT_OF, wire.LEASE_OF)
 
 
 class Verbs:

@@ -73,9 +73,14 @@ class Store(Protocol):
 
     never_waits: bool
 
-    async def load(self, boot_id: str, now: float) -> Loaded:
-        """Everything, records in the order of their first saving; tombstones that are over go.
+    @property
+    def newest(self) -> int:
+        """The number of the newest event whose commit has returned, 0 if there was none. Does not wait."""
 
+    async def load(self, boot_id: str, now: float) -> Loaded:
+        """Everything, records in the order of their first saving.
+
+        Of tombstones the last limits.TOMBSTONES that stand, the oldest first.
         Args: boot_id: of the host's present life, which is kept if none was kept yet.
         """
 
@@ -86,13 +91,19 @@ class Store(Protocol):
         """One transaction. Returns: the event's sequence number, 0 without one. Raises: StoreError."""
 
     async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
-        """At most `limit` events with a greater number than `after`, in order, and the number of the oldest kept."""
+        """At most `limit` events with a greater number than `after`, in order, and the number of the oldest kept.
+
+        What was asked to be committed before is among them, or never will be.
+        """
 
     async def last_event(self) -> int:
         """The number of the newest event ever, 0 if there was none."""
 
-    async def trim(self, older_than: float, keep: int) -> None:
-        """Let events go that are older than a time (Unix, seconds), or beyond the newest `keep`; and old tombstones."""
+    async def trim(self, now: float, keep_s: float, keep: int) -> bool:
+        """Let some go, the oldest first: events older than that or beyond the newest `keep`; tombstones that are over.
+
+        Returns: whether there are more to let go.
+        """
 
     async def close(self) -> None:
         """Finish what was asked for and give everything back."""

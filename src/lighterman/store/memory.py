@@ -19,6 +19,10 @@ class MemoryStore:
         self._events: deque[StoredEvent] = deque()
         self._last = 0
 
+    @property
+    def newest(self) -> int:
+        return self._last
+
     async def load(self, boot_id: str, now: float) -> Loaded:
         return Loaded()
 
@@ -41,9 +45,10 @@ class MemoryStore:
     async def last_event(self) -> int:
         return self._last
 
-    async def trim(self, older_than: float, keep: int) -> None:
-        while self._events and (len(self._events) > keep or self._events[0].at < older_than):
+    async def trim(self, now: float, keep_s: float, keep: int) -> bool:
+        while self._events and (len(self._events) > keep or self._events[0].at < now - keep_s):
             self._events.popleft()
+        return False
 
     async def close(self) -> None:
         return

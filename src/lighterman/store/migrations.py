@@ -6,7 +6,7 @@ import sqlite3
 
 from lighterman.errors import StoreError
 
-__all__ = ["MIGRATIONS", "SCHEMA", "migrate"]
+__all__ = ["MIGRATIONS", "SCHEMA", "check_version", "migrate"]
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: ("CREATE TABLE containers (id TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",),
@@ -26,13 +26,19 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 SCHEMA = max(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection, path: str, upto: int = SCHEMA) -> None:
-    """Bring a database to a schema, one transaction a step. Raises: StoreError for one of a newer version."""
+def check_version(connection: sqlite3.Connection, path: str) -> int:
+    """The schema of a database. Raises: StoreError for one of a newer version."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA:
         raise StoreError(
             f"{path} was written by a newer version (schema {version}, this one knows {SCHEMA}): upgrade lighterman"
         )
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection, path: str, upto: int = SCHEMA) -> None:
+    """Bring a database to a schema, one transaction a step. Raises: StoreError for one of a newer version."""
+    version = check_version(connection, path)
     for number in range(version + 1, upto + 1):
         connection.execute("BEGIN IMMEDIATE")
         for statement in MIGRATIONS[number]:

@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from urllib.parse import quote
 
+from lighterman import limits
 from lighterman.errors import StoreError
 from lighterman.keeper.files import OURS
 from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
 from lighterman.store.migrations import migrate
 
-__all__ = ["SqliteStore", "read_records"]
+__all__ = ["SqliteStore"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,15 @@ _RESERVE_BYTES = 1 << 20
 _CHECKPOINT_PAGES = 400
 _RESERVE_AFTER_S = 1.0  # it takes some 25 ms, which nobody who has just begun should wait for
 _RESERVE_COMMITS = 500
+_TRIM_ROWS = 500  # let go of at a time, for which a commit may have to wait: some milliseconds
+
+# By the rows' own order, which is that of the removals: no row has to be read for it.
+_LAST_TOMBSTONES = """
+    SELECT id, name, until, record FROM tombstones
+    WHERE rowid IN (SELECT rowid FROM tombstones WHERE until > ? ORDER BY rowid DESC LIMIT ?) ORDER BY rowid
+"""
+_TOO_MANY_TOMBSTONES = "DELETE FROM tombstones WHERE rowid IN (SELECT rowid FROM tombstones ORDER BY rowid LIMIT ?)"
+_OLD_TOMBSTONES = "DELETE FROM tombstones WHERE rowid IN (SELECT rowid FROM tombstones WHERE until <= ? LIMIT ?)"
 
 
 class SqliteStore:
@@ -52,6 +61,7 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._since_reserve = 0
         self._reserving: asyncio.TimerHandle | None = None
+        self._told = 0  # the newest event that was there at the opening, or was answered with
 
     async def open(self) -> None:
         """Open or make the file and bring it to this version's schema.
@@ -59,14 +69,18 @@ class SqliteStore:
         Raises: StoreError, also for a file that a newer version has written.
         """
         try:
-            await self._in_thread(self._open)
+            self._told = await self._in_thread(self._open)
         except BaseException:
             await self.close()
             raise
         loop = asyncio.get_running_loop()
         self._reserving = loop.call_later(_RESERVE_AFTER_S, lambda: self._thread.submit(self._reserve))
 
-    def _open(self) -> None:
+    @property
+    def newest(self) -> int:
+        return self._told
+
+    def _open(self) -> int:
         # Environments with secrets are in it; its -wal and -shm get the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | OURS, 0o600))
         os.chmod(self._path, 0o600)
@@ -79,6 +93,7 @@ class SqliteStore:
         # What was killed has left its log: begun anew, it has room.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         migrate(connection, self._path)
+        return self._newest()
 
     def _reserve(self) -> None:
         """Make room that no other file can take; where there is none, the next time."""
@@ -106,15 +121,11 @@ class SqliteStore:
         loaded = Loaded(
             records=tuple(row[1] for row in rows),
             ids=tuple(row[0] for row in rows),
-            tombstones=tuple(
-                Tombstone(*row)
-                for row in self._db.execute("SELECT id, name, until, record FROM tombstones WHERE until > ?", (now,))
-            ),
+            tombstones=tuple(Tombstone(*row) for row in self._db.execute(_LAST_TOMBSTONES, (now, limits.TOMBSTONES))),
             restarts=dict(self._db.execute("SELECT container, history FROM restarts")),
             execs_due=tuple(self._db.execute("SELECT container, id, due FROM execs_due")),
             boot_id=found[0] if found else None,
         )
-        self._db.execute("DELETE FROM tombstones WHERE until <= ?", (now,))
         # Another one is kept only when all that the reboot has ended is told: who is killed before has told nothing.
         self._db.execute("INSERT OR IGNORE INTO facts VALUES ('boot_id', ?)", (boot_id,))
         return loaded
@@ -152,10 +163,22 @@ class SqliteStore:
         except (sqlite3.Error, StoreError) as failed:
             outcome = StoreError(f"{self._path}: {failed}: the change did not happen")
             outcome.__cause__ = failed
-        loop.call_soon_threadsafe(_answer, [done for _, done in batch], outcome)
+        loop.call_soon_threadsafe(self._answer, [done for _, done in batch], outcome)
         self._since_reserve += len(batch)
         if self._since_reserve >= _RESERVE_COMMITS:
             self._reserve()
+
+    def _answer(self, waiting: Sequence[asyncio.Future[int]], outcome: list[int] | StoreError) -> None:
+        if not isinstance(outcome, StoreError):
+            self._told = max([self._told, *outcome])
+        for index, done in enumerate(waiting):
+            if done.done():
+                continue
+            if isinstance(outcome, StoreError):
+                done.set_exception(outcome)
+                done.exception()  # who asked may have been cancelled meanwhile
+            else:
+                done.set_result(outcome[index])
 
     def _commit_all(self, changes: Sequence[Change]) -> list[int]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -220,13 +243,24 @@ class SqliteStore:
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
         return int(row[0]) if row else 0
 
-    async def trim(self, older_than: float, keep: int) -> None:
-        await self._in_thread(lambda: self._trim(older_than, keep))
+    async def trim(self, now: float, keep_s: float, keep: int) -> bool:
+        return await self._in_thread(lambda: self._trim(now, keep_s, keep))
 
-    def _trim(self, older_than: float, keep: int) -> None:
-        # The newest event was committed a moment ago: its time is now.
-        self._db.execute("DELETE FROM tombstones WHERE until <= (SELECT max(at) FROM events)")
-        self._db.execute("DELETE FROM events WHERE at < ? OR seq <= ?", (older_than, self._newest() - keep))
+    def _trim(self, now: float, keep_s: float, keep: int) -> bool:
+        (stones,) = self._db.execute("SELECT count(*) FROM tombstones").fetchone()
+        if stones > limits.TOMBSTONES:
+            gone = self._db.execute(_TOO_MANY_TOMBSTONES, (min(stones - limits.TOMBSTONES, _TRIM_ROWS),)).rowcount
+        else:
+            gone = self._db.execute(_OLD_TOMBSTONES, (now, _TRIM_ROWS)).rowcount
+        oldest = self._db.execute("SELECT seq, at FROM events ORDER BY seq LIMIT ?", (_TRIM_ROWS,)).fetchall()
+        upto, dispensable = 0, self._newest() - keep
+        for seq, at in oldest:
+            # Only from the beginning on: a clock that was set back for a while makes no hole in the middle.
+            if at >= now - keep_s and seq > dispensable:
+                break
+            upto = seq
+        gone_too = self._db.execute("DELETE FROM events WHERE seq <= ?", (upto,)).rowcount if upto else 0
+        return gone > 0 or gone_too == _TRIM_ROWS
 
     async def close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -252,33 +286,3 @@ class SqliteStore:
             return await asyncio.shield(work)
         except (sqlite3.Error, OSError) as failed:
             raise StoreError(f"{self._path}: {failed}") from failed
-
-
-def _answer(waiting: Sequence[asyncio.Future[int]], outcome: list[int] | StoreError) -> None:
-    for index, done in enumerate(waiting):
-        if done.done():
-            continue
-        if isinstance(outcome, StoreError):
-            done.set_exception(outcome)
-            done.exception()  # who asked may have been cancelled meanwhile
-        else:
-            done.set_result(outcome[index])
-
-
-def read_records(path: str) -> list[bytes]:
-    """The records of a store that nobody has open, without changing it; none if there is no such file. Blocking.
-
-    Raises: StoreError.
-    """
-    try:
-        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
-        try:
-            return [row[0] for row in connection.execute("SELECT record FROM containers ORDER BY rowid")]
-        finally:
-            connection.close()
-    except sqlite3.OperationalError as failed:
-        if not os.path.exists(path):
-            return []
-        raise StoreError(f"{path}: {failed}") from failed
-    except sqlite3.Error as failed:
-        raise StoreError(f"{path}: {failed}") from failed
