@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from lighterman.keeper.segments import STDERR, STDOUT, SegmentWriter, list_segments
 from lighterman.logs.container import ContainerLog, list_generations, trim_generations
 from lighterman.logs.pipes import make_output_pipe
 from lighterman.logs.pump import OutputPump
-from lighterman.logs.reader import Cursor, LogRecord
+from lighterman.logs.query import LogQuery
+from lighterman.logs.reader import Cursor, Frame, LogRecord
+from lighterman.logs.streams import FrameStream
 
-from .support import eventually, put
+from .support import DEADLINE_S, eventually, put
 
 
 async def one_run(log: ContainerLog, generation: int, *pieces: bytes) -> None:
@@ -124,3 +130,88 @@ async def test_reader_that_stops_early_leaves_nothing_open(pump: OutputPump, tmp
     async for record in log.records(follow=True):
         assert record.data == b"a"
         break
+
+
+async def test_follower_that_is_slow_misses_none_of_the_runs_that_begin_meanwhile(
+    pump: OutputPump, tmp_path: Path
+) -> None:
+    log = ContainerLog(pump, tmp_path)
+    await one_run(log, 1, b"one")
+    await one_run(log, 2, b"two")
+    got = []
+    async for record in log.records(follow=True):
+        got.append(record.data)
+        if len(got) == 1:
+            await one_run(log, 3, b"three")
+            await one_run(log, 4, b"four")
+        elif len(got) == 3:
+            await one_run(log, 5, b"five")
+            await one_run(log, 6, b"six")
+            log.end()
+    assert got == [b"one", b"two", b"three", b"four", b"five", b"six"]
+
+
+@pytest.mark.parametrize("tail", [None, 3])
+async def test_reading_that_does_not_follow_ends_at_what_there_was_when_it_began(
+    pump: OutputPump, tmp_path: Path, tail: int | None
+) -> None:
+    log = ContainerLog(pump, tmp_path)
+    sink = await log.open_run(1)
+    read, write = make_output_pipe()
+    sink.add(STDOUT, read)
+    written = 0
+
+    async def say(line: bytes) -> None:
+        nonlocal written
+        os.write(write, line)
+        written += len(line)
+        await sink.wait_beyond(written - 1)
+
+    for number in range(10):
+        await say(b"%d\n" % number)
+    got = []
+    read_frames = FrameStream.read_frames
+
+    async def faster_than_it_is_read(self: FrameStream, **how: Any) -> list[Frame]:
+        assert written < 100, "it follows"
+        await say(b"more\n")
+        return await read_frames(self, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FrameStream, "read_frames", faster_than_it_is_read)
+        async for record in log.select(LogQuery(lines=True, tail=tail)):
+            got.append(record.data)
+    assert got == [b"%d\n" % number for number in range(10)][-(tail or 10) :]
+    os.close(write)
+    await sink.wait_stream_end(STDOUT)
+
+
+async def test_follow_until_a_time_ends_though_the_other_stream_never_stops(pump: OutputPump, tmp_path: Path) -> None:
+    log = ContainerLog(pump, tmp_path)
+    sink = await log.open_run(1)
+    read, write = make_output_pipe()
+    sink.add(STDOUT, read)
+    err_read, err_write = make_output_pipe()
+    sink.add(STDERR, err_read)
+    os.write(err_write, b"begun")
+    await sink.wait_beyond(4)
+    written = 5
+    read_frames = FrameStream.read_frames
+
+    async def faster_than_it_is_read(self: FrameStream, **how: Any) -> list[Frame]:
+        nonlocal written
+        os.write(write, b"more\n")
+        written += 5
+        await sink.wait_beyond(written - 1)
+        return await read_frames(self, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FrameStream, "read_frames", faster_than_it_is_read)
+        query = LogQuery(lines=True, follow=True, until=time.time() + 0.2, streams=("stderr",))
+        async with asyncio.timeout(DEADLINE_S):
+            got = [(record.data, record.partial) async for record in log.select(query)]
+    assert got == [(b"begun", True)]
+    for fd in (write, err_write):
+        os.close(fd)
+    await sink.wait_stream_end(STDOUT)
+    await sink.wait_stream_end(STDERR)

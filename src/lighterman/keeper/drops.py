@@ -135,14 +135,14 @@ class DropSlot:
         self._base, self.untold, self.total = base, untold, total
 
 
-def read_untold(directory: str, end: int) -> int:
-    """How many bytes of a run were dropped after `end`, where its log ends. Raises: OSError."""
+def read_untold(directory: str, end: int) -> "tuple[int, int]":
+    """How many bytes of stdout and of stderr were dropped after `end`, where the log ends. Raises: OSError."""
     try:
         fd = os.open(f"{directory}/{_NAME}", os.O_RDONLY | OURS)
     except FileNotFoundError:
-        return 0
+        return 0, 0
     try:
-        return sum(_decode(pread(fd, _SLOT_BYTES, 0), end)[1])
+        return _decode(pread(fd, _SLOT_BYTES, 0), end)[1]
     finally:
         os.close(fd)
 

@@ -328,6 +328,11 @@ class SegmentWriter:
         return sum(self._slot.untold) if self._slot is not None else 0
 
     @property
+    def untold_each(self) -> "tuple[int, int]":
+        """Of `untold`, what is of stdout and what of stderr."""
+        return self._slot.untold if self._slot is not None else (0, 0)
+
+    @property
     def dropped(self) -> int:
         """All bytes that were dropped in this run."""
         return self._slot.total if self._slot is not None else 0
