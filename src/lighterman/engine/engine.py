@@ -201,8 +201,7 @@ class Engine:
         keeper_ended = inside.host_if_any is not None and await inside.host_if_any.close(by_force=self._root.private)
         await inside.store.close()
         for entry in inside.books:
-            entry.ended.set()
-            entry.heard.set()
+            entry.let_go()
         if self._root.private:
             await in_thread(self._root.remove)
         elif keeper_ended and not lives:

@@ -1,6 +1,7 @@
 """The log of a container over all its runs: a directory `GENERATION/segment-*.log` for each.
 
-What one container keeps is bounded over all runs together. Of a run whose files had to go an empty one stays, named
+What one container keeps is bounded over all runs together: the files of earlier ones make way, but for those that a
+reader who may lose nothing has yet to read. Of a run whose files had to go an empty one stays, named
 after the offset at its end, so that an old cursor's gap can still be counted.
 """
 
@@ -11,7 +12,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.flag import Flag
-from lighterman.keeper.segments import HEADER_BYTES, STDERR, STDOUT, delete_oldest, list_segments, segment_name
+from lighterman.keeper.segments import HEADER_BYTES, STDERR, STDOUT, list_segments, segment_name, trim_runs
 from lighterman.logs.query import LogQuery, Selection
 from lighterman.logs.reader import STREAM_NAMES, Cursor, Frame, LogRecord, SegmentReader, offset_since
 from lighterman.logs.sink import OutputSink, Pump
@@ -56,6 +57,7 @@ class ContainerLog:
         self._max_files = max_files
         self.policy = policy
         self._live: tuple[int, OutputSink] | None = None
+        self._earlier: dict[int, OutputSink] = {}  # runs before it that are not read, or not even written, to their end
         self._expecting = False
         self._news = Flag()
 
@@ -65,6 +67,9 @@ class ContainerLog:
         Raises: OSError.
         """
         path = str(self._directory / str(generation))
+        sinks = {**self._earlier, **dict((self._live,) if self._live is not None else ())}
+        # Replaced and never changed: threads look at it.
+        self._earlier = {run: sink for run, sink in sinks.items() if run != generation and _is_needed(sink)}
         # The first run has nothing to look through, and is the one that somebody waits for.
         if generation > 1 or takeover or self.policy != "block":
             sink = await in_thread(self._open_with_room, path, generation)
@@ -76,8 +81,15 @@ class ContainerLog:
         return sink
 
     def _open_with_room(self, path: str, generation: int) -> OutputSink:
-        trim_generations(self._directory, self._max_bytes * (self._max_files - 1), generation)
-        return self._pump.open(path, self._max_bytes, self._max_files, self.policy)
+        trim_generations(self._directory, self._max_bytes * (self._max_files - 1), generation, self._is_needed)
+        sink = self._pump.open(path, self._max_bytes, self._max_files, self.policy)
+        sink.writer.is_needed = self._is_needed
+        return sink
+
+    def _is_needed(self, generation: int) -> bool:
+        """Whether an earlier run is still read by somebody who may lose nothing. Called in any thread."""
+        sink = self._earlier.get(generation)
+        return sink is not None and _is_needed(sink)
 
     def end(self) -> None:
         """No further run is due: who follows comes to an end after the last byte. A new run takes it back."""
@@ -305,27 +317,18 @@ def list_generations(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
 
 
-def trim_generations(directory: Path, max_bytes: int, before: int) -> None:
+def trim_generations(
+    directory: Path, max_bytes: int, before: int, is_needed: Callable[[int], bool] = lambda generation: False
+) -> None:
     """Delete the oldest files of the runs before a generation until they have `max_bytes` or less. Blocks.
 
-    Raises: OSError.
+    Args: is_needed: whether a run has to stay all the same. Raises: OSError.
     """
     older = [generation for generation in list_generations(directory) if generation < before]
     for generation in older[:-GENERATIONS]:
-        shutil.rmtree(directory / str(generation))
-    files = [
-        (path, path / segment_name(start))
-        for path in (directory / str(generation) for generation in older[-GENERATIONS:])
-        for start in list_segments(str(path))
-    ]
-    sizes = [file.stat().st_size for _, file in files]
-    excess = sum(sizes) - max_bytes
-    for (path, _), size in zip(files, sizes, strict=True):
-        if excess <= 0:
-            return
-        if size:
-            delete_oldest(str(path))
-            excess -= size
+        if not is_needed(generation):
+            shutil.rmtree(directory / str(generation))
+    trim_runs(str(directory), max_bytes, before, is_needed)
 
 
 class _Bound:
@@ -392,6 +395,11 @@ class _Pieces:
                 # Nothing is left to tell when it was written.
                 gaps.append(LogRecord(stream, 0.0, b"", Cursor(self._generation, offset), missing))
         return gaps
+
+
+def _is_needed(sink: OutputSink) -> bool:
+    needed = sink.needed_from()
+    return not sink.ended or (needed is not None and needed < sink.writer.end)
 
 
 async def _one_by_one(batches: AsyncGenerator[list[LogRecord], None]) -> AsyncGenerator[LogRecord, None]:
