@@ -415,8 +415,11 @@ class Process:
         return self._life.output(2)
 
     def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
-        """What it wrote, from a record's cursor on; for who comes back, or comes later than others."""
-        return self._life.log.records(after, follow=follow)
+        """What it wrote, from a record's cursor on; for who comes back, or comes later than others.
+
+        Raises: InvalidSpec.
+        """
+        return self._life.log.select(log_query(after=after, follow=follow))
 
     async def wait(self) -> ExitRecord:
         """How it ended, once it has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
 from lighterman.logs.container import ContainerLog
-from lighterman.logs.reader import read_frames
+from lighterman.logs.reader import SegmentReader
 from lighterman.logs.sink import OutputSink, Pin, Pump, StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.record import Record
@@ -57,6 +58,7 @@ class Output:
         self.stdin: StdinWriter | None = None
         self.terminal = False
         self._readers: dict[int, LogStream] = {}
+        self._earlier: weakref.WeakSet[LogStream] = weakref.WeakSet()  # of the runs before
         self._held: Pin | None = None
 
     def hold(self) -> None:
@@ -83,10 +85,17 @@ class Output:
             reader = self._readers[stream] = LogStream(self.sink, stream)
         return reader
 
+    def next_run(self) -> Output:
+        """That of the next run. Who has begun to read this one reads it to its end."""
+        self.let_go_soon(0)
+        following = Output()
+        following._earlier = self._earlier | self._readers.values()
+        return following
+
     def close(self) -> None:
         """Let go of the readers' places."""
         self.let_go_soon(0)
-        for reader in self._readers.values():
+        for reader in (*self._readers.values(), *self._earlier):
             reader.close()
 
 
@@ -121,11 +130,16 @@ class ExecEntry:
         if self.output_of.sink is not None and self.output_of.sink.progress:
             await in_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
+    def let_go(self) -> None:
+        """Nothing more is heard of it: who waits, waits no longer."""
+        self.log.end()
+        self.ended.set()
+
     async def wait_exit(self) -> ExitRecord:
         """How it ended."""
         await self.ended.wait()
         if self.exit is None:
-            raise NotFound(f"process {self.name} is no longer watched")
+            raise NotFound(f"process {self.name} is no longer watched by this engine")
         return self.exit
 
 
@@ -185,6 +199,14 @@ class Entry:
         life.due = self.execs_due.get(name)
         life.is_probe = name.startswith(PROBE)
         return life
+
+    def let_go(self) -> None:
+        """Nothing more is heard of it: who waits, waits no longer."""
+        for life in self.execs.values():
+            life.let_go()
+        self.log.end()
+        self.ended.set()
+        self.heard.set()
 
     async def taken_up(self) -> None:
         """Return once its record follows what is told of it: a change before that would be seen late."""
@@ -310,14 +332,33 @@ def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
 def last_words(sink: OutputSink, terminal: bool) -> bytes:
     """The end of what a program said on stderr, whole lines where there are any. Blocking."""
     stream = 1 if terminal else 2
-    after = max(0, sink.progress - 8 * limits.LAST_WORDS_BYTES)
-    try:
-        said = b"".join(frame.data for frame in read_frames(sink.directory, after) if frame.stream == stream)
-    except (OSError, StoreError):
-        return b""  # rotated away or damaged: the log itself says so
+    # However much came after it on the other one.
+    end = sink.stream_progress(stream) if stream in sink.sources else 0
+    said, step = b"", 8 * limits.LAST_WORDS_BYTES
+    while end > 0:
+        begin = max(0, end - step)
+        try:
+            said = _said(sink.directory, stream, begin, end)
+        except (OSError, StoreError):
+            break  # rotated away or damaged: the log itself says so
+        if len(said) >= limits.LAST_WORDS_BYTES or begin == 0 or step >= limits.LAST_WORDS_SEARCH_BYTES:
+            break
+        step *= 8
     said = said[-limits.LAST_WORDS_BYTES :]
     first = said.find(b"\n")
     return said[first + 1 :] if len(said) == limits.LAST_WORDS_BYTES and 0 <= first < len(said) - 1 else said
+
+
+def _said(directory: str, stream: int, begin: int, end: int) -> bytes:
+    said = b""
+    reader = SegmentReader(directory, begin)
+    try:
+        while frames := reader.read(end, stream):
+            for frame in frames:
+                said = (said + frame.data)[-limits.LAST_WORDS_BYTES :]
+    finally:
+        reader.close()
+    return said
 
 
 def not_started(text: str, generation: int) -> ExitRecord:

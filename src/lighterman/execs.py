@@ -170,16 +170,18 @@ class Execs:
                     await life.ended.wait()
             except TimeoutError:
                 await self._end_late(entry, life)
+            # Fails if its engine was closed, or its container removed.
+            exit = await life.wait_exit()
             (stdout, more_out), (stderr, more_err) = await out, await err
         except BaseException:
-            await asyncio.shield(self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}"))
+            if life.exit is not None or not life.ended.is_set():
+                await asyncio.shield(self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}"))
             raise
         known = self._clock.mono()
         entry.execs.pop(life.name, None)
         self._tasks.finish(life.forget(), f"forget exec {life.name}")
-        assert life.exit is not None
         return Result(
-            exit=life.exit,
+            exit=exit,
             stdout=stdout,
             stderr=stderr,
             stdout_truncated=more_out,

@@ -115,3 +115,4 @@ ARGV_BYTES = 2 * 1024 * 1024  # execve refuses more than a quarter of the stack 
 ARGUMENT_BYTES = 131072 - 1  # MAX_ARG_STRLEN of Linux less the NUL: one string of argv or environ
 NAME_CHARS = 128  # container names and ids: they are parts of paths and cgroup names
 LAST_WORDS_BYTES = 2048  # of a failing runtime's log
+LAST_WORDS_SEARCH_BYTES = 8 * 1024 * 1024  # of both streams, for a program's last words on one: 20 ms of reading

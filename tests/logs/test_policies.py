@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from lighterman.keeper.output import Mover
 from lighterman.keeper.segments import (
+    BLOCK_WRITER,
     DROP_NEWEST,
     DROP_OLDEST,
     STDERR,
@@ -24,7 +26,7 @@ from lighterman.keeper.table import Row
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.pipes import make_output_pipe
 from lighterman.logs.pump import OutputPump
-from lighterman.logs.reader import read_frames
+from lighterman.logs.reader import Cursor, read_frames
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
 
@@ -301,3 +303,93 @@ def test_block_drops_nothing(tmp_path: Path) -> None:
     put(writer, STDOUT, b"x")
     writer.close()
     assert content(tmp_path / "1") == b"x"
+
+
+async def test_P07_drop_oldest_counts_what_went_of_earlier_runs_and_remembers_it(
+    pump: OutputPump, tmp_path: Path, full: Full
+) -> None:
+    log = ContainerLog(pump, tmp_path, policy="drop-oldest")
+    for generation in (1, 2):
+        sink = await log.open_run(generation)
+        read, write = make_output_pipe()
+        sink.add(STDOUT, read)
+        await write_all(write, b"x" * 100_000)
+        os.close(write)
+        await sink.wait_stream_end(STDOUT)
+    assert log.state().evicted_bytes == 0
+    sink = await log.open_run(3)
+    read, write = make_output_pipe()
+    sink.add(STDOUT, read)
+    full.on = True
+    await write_all(write, b"z")
+    await eventually(lambda: sink.dropping)
+    full.on = False
+    os.close(write)
+    await sink.wait_stream_end(STDOUT)
+    assert log.state().evicted_bytes == 200_000
+    assert sum([record.lost async for record in log.records()]) == 200_001
+    again = ContainerLog(pump, tmp_path, policy="drop-oldest")
+    taken_up = await again.open_run(3, takeover=True)
+    assert again.state().evicted_bytes == 200_000
+    assert again.state().dropped_bytes == 1
+    taken_up.writer.close()
+
+
+@pytest.mark.parametrize("how", ["logs", "follow", "stdout"])
+async def test_P07_drop_oldest_when_the_room_made_is_taken_by_somebody_else_readers_count_what_went(
+    pump: OutputPump, tmp_path: Path, full: Full, how: str
+) -> None:
+    log = ContainerLog(pump, tmp_path, policy="drop-oldest")
+    sink = await log.open_run(1)
+    read, write = make_output_pipe()
+    sink.add(STDOUT, read)
+    await write_all(write, b"x" * 100_000)
+    await sink.wait_beyond(99_999)
+    full.on = True
+    await write_all(write, b"y" * 5000)
+    await eventually(lambda: sink.dropping)
+    assert sink.starts == (100_000,)
+    if how == "stdout":
+        reader = LogStream(sink, STDOUT)
+        reading = asyncio.ensure_future(reader.read())
+        await eventually(lambda: reader.lost == 100_000)
+        os.close(write)
+        assert await reading == b""
+    else:
+        async for record in log.records(follow=how == "follow"):
+            assert (record.data, record.lost, record.cursor) == (b"", 100_000, Cursor(1, 100_000))
+            break
+        os.close(write)
+        await sink.wait_stream_end(STDOUT)
+        assert [record.lost async for record in log.records()] == [100_000, 5000]
+    full.on = False
+
+
+async def test_block_reader_that_goes_away_while_it_is_looked_at_frees_the_program(
+    pump: OutputPump, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, out, err = open_sink(pump, tmp_path, BLOCK_WRITER, max_bytes=8192, max_files=2)
+    reader = LogStream(sink, STDOUT)
+    await write_all(out, b"a")
+    assert await reader.read(1) == b"a"
+    looked, gone = threading.Event(), threading.Event()
+    look = pump._still_overfull
+
+    def look_and_be_late(each: OutputSink) -> bool:
+        answer = look(each)
+        if answer and not looked.is_set():
+            looked.set()
+            assert gone.wait(60)
+        return answer
+
+    monkeypatch.setattr(pump, "_still_overfull", look_and_be_late)
+    writing = asyncio.ensure_future(write_all(out, b"b" * 2_000_000))
+    await asyncio.to_thread(looked.wait, 60)
+    reader.close()
+    gone.set()
+    await writing
+    os.close(out)
+    os.close(err)
+    await sink.wait_stream_end(STDOUT)
+    assert sink.progress == 2_000_001
+    assert not sink.blocked

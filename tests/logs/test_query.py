@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lighterman.errors import InvalidSpec
 from lighterman.keeper import segments
-from lighterman.keeper.segments import STDERR, STDOUT, SegmentWriter
+from lighterman.keeper.segments import DROP_NEWEST, STDERR, STDOUT, SegmentWriter
 from lighterman.logs.container import ContainerLog
 from lighterman.logs.lines import LINE_BYTES
 from lighterman.logs.pipes import make_output_pipe
@@ -24,7 +24,7 @@ from lighterman.logs.pump import OutputPump
 from lighterman.logs.query import LogQuery, log_query
 from lighterman.logs.reader import STREAM_NAMES, Cursor, LogRecord
 
-from .support import eventually, put
+from .support import eventually, pipe, put
 
 pieces = st.lists(
     st.tuples(st.sampled_from([STDOUT, STDERR]), st.text("ab\n\0", min_size=1, max_size=6).map(str.encode)), max_size=25
@@ -261,9 +261,109 @@ def test_bad_queries_are_refused() -> None:
         {"streams": ("stdout", "x")},
         {"since": datetime.datetime(2026, 1, 1)},
         {"until": float("nan")},
+        {"since": 1e300},
+        {"since": 10**400},
+        {"since": 10**5000},
+        {"until": 10**400},
+        {"until": -(10**400)},
+        {"tail": 2**63},
+        {"tail": 10**5000},
+        {"tail": -(10**5000)},
+        {"after": Cursor("x", None)},  # type: ignore[arg-type]
+        {"after": Cursor(1, -5)},
+        {"after": Cursor(1, 2**64)},
+        {"after": Cursor(True, 0)},
+        {"after": Cursor(10**5000, 0)},
     ):
         with pytest.raises(InvalidSpec):
             log_query(**(good | wrong))
     aware = datetime.datetime(1970, 1, 1, 0, 1, tzinfo=datetime.UTC)
     assert log_query(**(good | {"since": aware})).since == 60.0  # type: ignore[arg-type]
     assert log_query(**good).streams == ("stdout",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("between", [1, 3000])
+async def test_until_has_the_lines_that_began_before_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: int
+) -> None:
+    now = 1000
+    monkeypatch.setattr(segments, "time_ns", lambda: now * 1_000_000_000)
+    writer = SegmentWriter(str(tmp_path / "1"), 10_000_000, 5)
+    put(writer, STDOUT, b"begun ")
+    now = 1001
+    put(writer, STDOUT, b"and ended\nagain ")
+    now = 1005
+    for _ in range(between):
+        # More than is read at once, or less: it makes no difference.
+        put(writer, STDERR, b"late" * 25 + b"\n")
+    put(writer, STDOUT, b"ended\nlater\n")
+    writer.close()
+    log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
+    for streams in (("stdout",), ("stdout", "stderr")):
+        got = await select(log, lines=True, until=1002.0, streams=streams)
+        assert [(line.time, line.data) for line in got] == [(1000.0, b"begun and ended\n"), (1001.0, b"again ended\n")]
+    assert [piece.data for piece in await select(log, until=1002.0)] == [b"begun ", b"and ended\nagain "]
+
+
+async def test_until_has_a_line_that_never_ended_as_far_as_there_is_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000
+    monkeypatch.setattr(segments, "time_ns", lambda: now * 1_000_000_000)
+    writer = SegmentWriter(str(tmp_path / "1"), 10_000_000, 5)
+    put(writer, STDOUT, b"prompt> ")
+    now = 1005
+    put(writer, STDERR, b"late\n")
+    writer.close()
+    log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
+    assert told(await select(log, lines=True, until=1002.0)) == [("stdout", b"prompt> ", True)]
+
+
+@pytest.mark.parametrize("lines", [False, True])
+async def test_what_was_dropped_at_the_end_of_a_run_is_told_of_its_stream(tmp_path: Path, lines: bool) -> None:
+    writer = SegmentWriter(str(tmp_path / "1"), 10_000_000, 5, DROP_NEWEST)
+    put(writer, STDERR, b"kept\n")
+    with pipe(b"z" * 777) as (read, _):
+        writer.drop(STDERR, read, 1000)
+    with pipe(b"z" * 3) as (read, _):
+        writer.drop(STDOUT, read, 1000)
+    writer.close()
+    log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
+
+    async def lost(*streams: str, after: Cursor | None = None) -> list[tuple[str, int]]:
+        records = await select(log, streams=streams, lines=lines, after=after)
+        return [(record.stream, record.lost) for record in records if record.lost]
+
+    assert await lost("stderr") == [("stderr", 777)]
+    assert await lost("stdout") == [("stdout", 3)]
+    assert await lost("stdout", "stderr") == [("stdout", 3), ("stderr", 777)]
+    assert await lost("stdout", "stderr", after=Cursor(1, 8)) == [("stderr", 777)]
+
+
+@pytest.mark.parametrize("lines", [False, True])
+async def test_what_was_rotated_away_is_told_though_none_of_the_stream_comes_after_it(
+    tmp_path: Path, lines: bool
+) -> None:
+    writer = SegmentWriter(str(tmp_path / "1"), 4096, 1)
+    put(writer, STDERR, b"e" * 3000)
+    for _ in range(4):
+        put(writer, STDOUT, b"o" * 3000)
+    writer.close()
+    log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
+    records = await select(log, lines=lines, streams=("stderr",))
+    assert {(record.stream, record.data) for record in records} == {("stderr", b"")}
+    kept = sum(len(record.data) for record in await select(log))
+    assert sum(record.lost for record in records) == 15_000 - kept
+    assert await select(log, lines=lines, streams=("stderr",), after=records[-1].cursor) == []
+
+
+async def test_tail_counts_lines_and_no_gaps(tmp_path: Path) -> None:
+    writer = SegmentWriter(str(tmp_path / "1"), 10_000_000, 5, DROP_NEWEST)
+    put(writer, STDOUT, b"one\ntwo\n")
+    with pipe(b"gone\n") as (read, _):
+        writer.drop(STDOUT, read, 1000)
+    put(writer, STDOUT, b"three\n")
+    writer.close()
+    log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
+    records = await select(log, lines=True, tail=2)
+    assert [(record.data, record.lost) for record in records] == [(b"two\n", 0), (b"", 5), (b"three\n", 0)]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from real_support import logged, records
+from real_support import logged, records, written
 
 from lighterman import Engine
+from lighterman.errors import InvalidState, NotFound
 from lighterman.logs.reader import Cursor, LogRecord
+from support import eventually
 
 pytestmark = pytest.mark.real
 
@@ -101,3 +105,53 @@ async def test_logs_before_the_start_are_empty(engine: Engine) -> None:
     box = await engine.create("busybox", ["true"])
     assert await records(box) == []
     await box.remove()
+
+
+async def test_logs_and_exits_that_are_waited_for_when_the_engine_closes_come_to_an_end(tmp_path: Path) -> None:
+    async def read(records: AsyncIterator[LogRecord]) -> bytes:
+        return b"".join([record.data async for record in records])
+
+    async with Engine(root=tmp_path) as engine:
+        box = await engine.create("busybox", ["sh", "-c", "echo hi; exec sleep 1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(["sh", "-c", "echo out; exec sleep 1000"])
+        waiting = [
+            asyncio.create_task(work)
+            for work in (
+                read(box.logs(follow=True)),
+                read(process.logs(follow=True)),
+                box.wait(),
+                process.wait(),
+                box.exec(["sleep", "1000"]),
+            )
+        ]
+        await written(box, b"hi\n")
+
+        async def all_run() -> bool:
+            said = await read(process.logs())
+            return said == b"out\n" and [bool(each.pid) for each in await box.execs()] == [True, True]
+
+        await eventually(all_run)
+    async with asyncio.timeout(60):
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert ends[:2] == [b"hi\n", b"out\n"]
+    assert [type(end) for end in ends[2:]] == [InvalidState, NotFound, NotFound]
+    async with Engine(root=tmp_path) as engine:
+        await (await engine.get("box")).remove(force=True)
+
+
+async def test_logs_of_a_removed_containers_exec_end(engine: Engine) -> None:
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        process = await box.start_exec(["sh", "-c", "echo out; exec sleep 1000"])
+        reading = process.logs(follow=True)
+        assert (await anext(reading)).data == b"out\n"
+    async with asyncio.timeout(60):
+        assert [record async for record in reading] == []
+
+
+async def test_logs_of_a_program_that_never_stops_writing_end_without_follow(engine: Engine) -> None:
+    async with engine.container("busybox", ["yes"]) as box:
+        await written(box, b"y\n")
+        async with asyncio.timeout(120):
+            assert [record.data async for record in box.logs(lines=True, tail=3)] == [b"y\n"] * 3
+            assert [record async for record in box.logs()]

@@ -154,6 +154,10 @@ async def test_P12_exit_says_why() -> None:
         assert (late.exit.reason, late.exit.signal) == ("timeout", 9)
         loud = await engine.run("busybox", ["sh", "-c", "echo out; echo one >&2; echo two >&2; exit 4"])
         assert (loud.exit.code, loud.exit.last_words) == (4, b"one\ntwo\n")
+        # However much comes on stdout after it, and in between.
+        script = "echo why >&2; yes | head -c 3000000; echo so >&2; yes | head -c 300000; exit 4"
+        loud = await engine.run("busybox", ["sh", "-c", script])
+        assert (loud.exit.code, loud.exit.last_words) == (4, b"why\nso\n")
         assert (loud.exit.memory_peak_bytes or 0) > 0
         assert (loud.exit.cpu_s or 0) > 0
         async with engine.container("busybox", ["sleep", "1000"]) as box:

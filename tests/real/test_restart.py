@@ -132,3 +132,15 @@ async def test_restarted_has_the_limits_of_an_update(engine: Engine) -> None:
         await eventually(lambda: box.status is Status.RUNNING and box.pid not in (0, first))
         assert (await box.stats()).memory_limit_bytes == 96 << 20
         await box.stop(grace_s=0)
+
+
+async def test_stdout_of_a_run_is_read_to_its_end_though_the_next_one_has_begun(engine: Engine) -> None:
+    script = "seq 1 100000; exit 1"
+    async with engine.container("busybox", ["sh", "-c", script], restart="on-failure:1") as box:
+        stdout = box.stdout
+        lines = [await stdout.readline()]
+        assert (await box.wait()).generation == 2
+        lines += [line async for line in stdout]
+        assert lines == [b"%d\n" % number for number in range(1, 100_001)]
+        # Asked for again it is that of the last run.
+        assert await box.stdout.readline() == b"1\n"

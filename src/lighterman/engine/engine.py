@@ -204,8 +204,7 @@ class Engine:
         keeper_ended = host is not None and await host.close(by_force=self._root.private, lives=lives)
         await inside.store.close()
         for entry in inside.books:
-            entry.ended.set()
-            entry.heard.set()
+            entry.let_go()
         if self._root.private:
             await in_thread(self._root.remove)
         elif keeper_ended and inside.is_true and not lives:

@@ -10,7 +10,7 @@ import msgspec
 
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform
-from lighterman.entry import Entry, Output, exit_record, last_words
+from lighterman.entry import Entry, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
@@ -42,8 +42,7 @@ class Hearing:
             raise NotFound(f"container {container_id} was removed", container=container_id)
         if process_id == "init":
             sink = await entry.log.open_run(streams.generation, takeover=entry.restoring)
-            entry.output_of.close()
-            entry.output_of = output = Output()
+            entry.output_of = output = entry.output_of.next_run()
             entry.start_times = self._inside.host.start_times(entry.record.runtime, container_id)
         else:
             life = entry.execs.get(process_id) or entry.new_exec(process_id)

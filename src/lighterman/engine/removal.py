@@ -82,7 +82,7 @@ class Removal:
         inside.host.forget(entry.record.id)
         for life in entry.execs.values():
             life.output_of.close()
-            life.ended.set()
+            life.let_go()
         await self.remove_files(entry)
         try:
             await inside.books.bury(entry)

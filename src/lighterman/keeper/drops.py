@@ -12,6 +12,8 @@ It is made while there is room and overwritten in place, since it is needed when
     40      8     drains    which pair of drains the next two are of (an inode number), 0 for none
     48      8     stdout    size of its drain when it was counted last
     56      8     stderr    likewise
+    64      4     checksum  CRC-32 of the next; what is shorter, or damaged, says 0
+    68      8     evicted   bytes that this run has deleted to make room
 
 What the log's end is beyond `base` has been told, stdout's part first: no step in between has to be written down.
 
@@ -34,6 +36,7 @@ _MAGIC = b"LMD1"
 _FIELDS = Struct("<QQQQQQQ")
 _HEAD_BYTES = 8
 _SLOT_BYTES = _HEAD_BYTES + _FIELDS.size
+_EVICTED_BYTES = 12
 
 
 class DropSlot:
@@ -42,9 +45,10 @@ class DropSlot:
     Attributes:
         untold: bytes of stdout and of stderr that no marker in the log tells of.
         total: all that were dropped in this run.
+        evicted: bytes of this run and of earlier ones that were deleted to make room.
     """
 
-    __slots__ = ("_base", "_counted", "_drains", "_fd", "_null", "_seen", "total", "untold")
+    __slots__ = ("_base", "_counted", "_drains", "_fd", "_null", "_seen", "evicted", "total", "untold")
 
     def __init__(self, directory: str, end: int) -> None:
         """Open or make it; `end` is the log's."""
@@ -58,6 +62,7 @@ class DropSlot:
             )
             if os.fstat(self._fd).st_size < _SLOT_BYTES:
                 self._save((0, 0), 0, end)
+            self.evicted = _decode_evicted(pread(self._fd, _EVICTED_BYTES, _SLOT_BYTES))
         except BaseException:
             self.close()
             raise
@@ -110,6 +115,16 @@ class DropSlot:
             self._counted, self._seen = before
             raise
 
+    def count_evicted(self, count: int) -> None:
+        """So many more were deleted."""
+        self.evicted += count
+        value = self.evicted.to_bytes(8, "little")
+        # It is in the block that the slot has already, so a full disk takes it; if not, this process knows it still.
+        try:
+            pwrite(self._fd, crc32(value).to_bytes(4, "little") + value, _SLOT_BYTES)
+        except OSError:
+            return
+
     def told(self, stream: int, count: int) -> None:
         """A marker in the log tells of them; the log's end says so already."""
         out, err = self.untold
@@ -135,14 +150,14 @@ class DropSlot:
         self._base, self.untold, self.total = base, untold, total
 
 
-def read_untold(directory: str, end: int) -> int:
-    """How many bytes of a run were dropped after `end`, where its log ends. Raises: OSError."""
+def read_untold(directory: str, end: int) -> "tuple[int, int]":
+    """How many bytes of stdout and of stderr were dropped after `end`, where the log ends. Raises: OSError."""
     try:
         fd = os.open(f"{directory}/{_NAME}", os.O_RDONLY | OURS)
     except FileNotFoundError:
-        return 0
+        return 0, 0
     try:
-        return sum(_decode(pread(fd, _SLOT_BYTES, 0), end)[1])
+        return _decode(pread(fd, _SLOT_BYTES, 0), end)[1]
     finally:
         os.close(fd)
 
@@ -182,3 +197,9 @@ def _decode(data: bytes, end: int) -> "tuple[int, tuple[int, int], int, int, tup
     told = min(max(end - base, 0), out + err)
     told_out = min(told, out)
     return base, (out - told_out, err - (told - told_out)), total, drains, (seen[0], seen[1])
+
+
+def _decode_evicted(data: bytes) -> int:
+    if len(data) != _EVICTED_BYTES or crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        return 0
+    return int.from_bytes(data[4:], "little")

@@ -37,6 +37,7 @@ A disk that is only slow makes the writer wait in the kernel, and refuses nothin
 import errno
 import os
 import sys
+from _collections_abc import Callable
 from struct import Struct
 from time import time_ns
 from zlib import crc32
@@ -155,11 +156,12 @@ class SegmentWriter:
         owed: (stream, bytes) that the last frame lacks, or None. They are the next bytes of that stream's pipe.
         keep_from: the lowest offset that a reader still needs, or None. Files from there on are not deleted.
         policy: one of POLICIES. Under all but `block` the directory and a slot in it are made at once.
-        evicted: payload bytes deleted before their time, to make room.
+        is_needed: whether somebody who may lose nothing still reads an earlier run, or None. Its files are not deleted.
     """
 
     __slots__ = (
         "_directory",
+        "_earlier_bytes",
         "_fd",
         "_flags",
         "_max_bytes",
@@ -170,7 +172,7 @@ class SegmentWriter:
         "_time",
         "_written",
         "end",
-        "evicted",
+        "is_needed",
         "keep_from",
         "owed",
         "policy",
@@ -180,7 +182,8 @@ class SegmentWriter:
         """Open. `max_bytes` bounds one file, `max_files` their number (one more while `keep_from` holds the oldest)."""
         self._directory = directory
         self.policy = policy
-        self.evicted = 0
+        self.is_needed: Callable[[int], bool] | None = None
+        self._earlier_bytes: int | None = None  # of earlier runs, once they have been looked at
         self._slot: DropSlot | None = None
         self._max_bytes = max(max_bytes, MIN_FILE_BYTES)
         self._max_files = max(max_files, 1)
@@ -328,9 +331,19 @@ class SegmentWriter:
         return sum(self._slot.untold) if self._slot is not None else 0
 
     @property
+    def untold_each(self) -> "tuple[int, int]":
+        """Of `untold`, what is of stdout and what of stderr."""
+        return self._slot.untold if self._slot is not None else (0, 0)
+
+    @property
     def dropped(self) -> int:
         """All bytes that were dropped in this run."""
         return self._slot.total if self._slot is not None else 0
+
+    @property
+    def evicted(self) -> int:
+        """Payload bytes, of this run and of earlier ones, that this run has deleted before their time, to make room."""
+        return self._slot.evicted if self._slot is not None else 0
 
     def cut(self) -> None:
         """End the owed frame where it is: its pipe is gone. What the file has of it stays."""
@@ -456,13 +469,31 @@ class SegmentWriter:
     # ---- files ----
 
     def _rotate(self) -> None:
-        # Room for the new one first: on a full disk it is the oldest that makes way.
-        self._delete_beyond(self._max_files - 1)
+        # Room for the new one first: on a full disk it is the oldest that makes way. Never the only one: without a file
+        # nobody would know where the log ends.
+        self._delete_beyond(max(self._max_files - 1, 1))
+        self._trim_earlier()
         if not self._starts:
             os.makedirs(self._directory, 0o700, exist_ok=True)
         self._open(self.end, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._starts.append(self.end)
         self._position = 0
+        if self._max_files == 1:
+            self._delete_beyond(1)
+
+    def _trim_earlier(self) -> None:
+        """All runs together keep no more than one may: the files of the earlier ones make way."""
+        parent, _, name = self._directory.rpartition("/")
+        # Whoever opened the run has made room for its first file.
+        if not self._starts or self._earlier_bytes == 0 or not (name.isascii() and name.isdigit()):
+            return
+        room = self._max_bytes * (self._max_files - len(self._starts) - 1)
+        if self._earlier_bytes is None or self._earlier_bytes > room:
+            try:
+                self._earlier_bytes = trim_runs(parent, max(room, 0), int(name), self.is_needed)
+            except OSError:
+                # They stay for now, and are tried again with the next file: no reason to refuse output.
+                self._earlier_bytes = None
 
     def _open(self, start: int, flags: int) -> None:
         path = f"{self._directory}/{segment_name(start)}"
@@ -481,7 +512,8 @@ class SegmentWriter:
         parent, _, name = self._directory.rpartition("/")
         if name.isascii() and name.isdigit():
             for run in _earlier_runs(parent, int(name)):
-                if delete_oldest(f"{parent}/{run}"):
+                if evicted := delete_oldest(f"{parent}/{run}"):
+                    self._open_slot().count_evicted(evicted)
                     return True
         if not self._starts or self._starts[0] == self.end:
             return False
@@ -494,7 +526,7 @@ class SegmentWriter:
         evicted = self._starts[1] - self._starts[0]
         if not self._delete_first():
             return False
-        self.evicted += evicted
+        self._open_slot().count_evicted(evicted)
         return True
 
     def _delete_first(self) -> bool:
@@ -566,10 +598,10 @@ class SegmentWriter:
         return size
 
 
-def delete_oldest(directory: str) -> bool:
+def delete_oldest(directory: str) -> int:
     """Delete the oldest file of a run that has ended; an empty one stays, named after the offset at its end.
 
-    Returns: False if there is nothing to delete. Raises: OSError.
+    Returns: how much output it had; 0 if there is nothing to delete. Raises: OSError.
     """
     starts = list_segments(directory)
     if len(starts) == 1:
@@ -583,11 +615,33 @@ def delete_oldest(directory: str) -> bool:
             os.close(fd)
             starts.append(writer.end)
     if len(starts) < 2:
-        return False
+        return 0
     os.unlink(f"{directory}/{segment_name(starts[0])}")
-    return True
+    return starts[1] - starts[0]
+
+
+def trim_runs(directory: str, max_bytes: int, before: int, is_needed: "Callable[[int], bool] | None" = None) -> int:
+    """Delete the oldest files of the runs before one until they have `max_bytes` or less.
+
+    Args: is_needed: whether a run has to stay all the same. Returns: how much they have now. Raises: OSError.
+    """
+    files = []
+    for run in _earlier_runs(directory, before):
+        for start in list_segments(f"{directory}/{run}"):
+            files.append((run, os.stat(f"{directory}/{run}/{segment_name(start)}").st_size))
+    total = sum(size for _, size in files)
+    for run, size in files:
+        if total <= max_bytes:
+            break
+        if size and (is_needed is None or not is_needed(run)) and delete_oldest(f"{directory}/{run}"):
+            total -= size
+    return total
 
 
 def _earlier_runs(directory: str, before: int) -> "list[int]":
-    names = [name for name in os.listdir(directory) if name.isascii() and name.isdigit()]
-    return sorted(run for run in map(int, names) if run < before)
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        # None of them has said anything.
+        return []
+    return sorted(run for run in (int(name) for name in names if name.isascii() and name.isdigit()) if run < before)

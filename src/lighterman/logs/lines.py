@@ -59,6 +59,10 @@ class LineAssembler:
         yield from self._split(record.stream, record.time, record.data, begin)
         self._read_to = cursor.offset
 
+    def has_begun_by(self, time: float) -> bool:
+        """Whether a line that was begun by then waits for its end."""
+        return any(begun.time <= time for begun in self._begun.values())
+
     def flush(self) -> Iterator[LogRecord]:
         """What was begun, as partial lines, the older one first."""
         for stream, _ in sorted(self._begun.items(), key=lambda item: item[1].start):

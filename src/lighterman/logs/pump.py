@@ -366,6 +366,8 @@ class OutputPump:
             for source in tuple(sink.sources.values()):
                 self._pause(source)
             self._note(sink)
+            # A reader that moved on before it could see this has told nobody.
+            self.unblock(sink)
 
     def unblock(self, sink: OutputSink) -> None:
         """A reader has moved on: look again."""

@@ -35,6 +35,7 @@ __all__ = ["STREAM_NAMES", "Cursor", "Frame", "LogRecord", "SegmentReader", "Str
 
 StreamName = Literal["stdout", "stderr"]
 STREAM_NAMES: dict[int, StreamName] = {STDOUT: "stdout", STDERR: "stderr"}
+UNKNOWN_STREAM = 0
 
 
 class Cursor(msgspec.Struct, frozen=True, order=True):
@@ -74,7 +75,10 @@ class LogRecord(msgspec.Struct, frozen=True):
 
 
 class Frame(NamedTuple):
-    """A piece of output with its place: `end` is the offset after it. `lost` as in `LogRecord`."""
+    """A piece of output with its place: `end` is the offset after it. `lost` as in `LogRecord`.
+
+    Of a gap that ends where no frame is yet nobody knows the stream, nor the time: UNKNOWN_STREAM, 0.
+    """
 
     stream: int
     time_ns: int
@@ -120,14 +124,23 @@ class SegmentReader:
             if frames is None and not self._open_next(nowait):
                 break
         if until is not None and self.offset < until:
+            if self._start > self.offset:
+                # All before the file that was begun has been deleted, and nothing is in that one yet.
+                lost = self._start - self.offset
+                self.lost += lost
+                self.offset = self._start
+                return [Frame(UNKNOWN_STREAM, 0, b"", self.offset, lost)]
             raise StoreError(f"{self._directory}: the log ends at {self.offset} and should go on to {until}")
         return []
 
     @property
-    def missing(self) -> int:
-        """How much of what comes next is known to be gone, though no frame after it tells. Blocks. Raises: OSError."""
+    def missing(self) -> tuple[int, int, int]:
+        """How much of what comes next is known to be gone, though no frame after it tells.
+
+        First what was of either stream, then what was dropped of stdout and of stderr. Blocks. Raises: OSError.
+        """
         end = max(self._start, self.offset)
-        return end - self.offset + read_untold(self._directory, end)
+        return end - self.offset, *read_untold(self._directory, end)
 
     def go_to(self, offset: int) -> None:
         """Go on from another offset."""
@@ -239,6 +252,10 @@ class SegmentReader:
         before: Sequence[int] = ()
         while True:
             starts = self._list(nowait)
+            if starts and starts == before and self._starts is not None:
+                # Of a run that has ended somebody else deletes files, and its writer does not hear of it.
+                self._starts = None
+                continue
             if not starts or starts == before:
                 return False
             before = starts
@@ -256,6 +273,9 @@ class SegmentReader:
         before: Sequence[int] = ()
         while True:
             starts = [start for start in self._list(nowait) if start > self._start]
+            if starts and starts == before and self._starts is not None:
+                self._starts = None
+                continue
             if not starts or starts == before:
                 break
             before = starts

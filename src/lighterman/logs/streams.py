@@ -48,15 +48,11 @@ class FrameStream:
         """How many bytes were rotated away before reading began, or damaged; of both streams, so an upper bound."""
         return self._reader.lost
 
-    @property
-    def missing(self) -> int:
-        """As `SegmentReader.missing`."""
-        return self._reader.missing
+    async def read_frames(self, *, until: Callable[[], int | None] = lambda: None) -> list[Frame]:
+        """The next frames, about 256 KiB of them, as soon as there are any; none at the end.
 
-    async def read_frames(self, *, wait: bool = True, stop: Callable[[], bool] = lambda: False) -> list[Frame]:
-        """The next frames, about 256 KiB of them, as soon as there are any; none at the end (of now, with wait=False).
-
-        Args: stop: when true, nothing is waited for any more; it is looked at when the sink is woken.
+        Args: until: an offset where reading ends, and nothing is waited for; None for as long as there is none. It is
+            looked at when the sink is woken.
         Raises: InvalidState if another task reads; StoreError; OSError.
         """
         if self._closed:
@@ -73,27 +69,29 @@ class FrameStream:
                 # The end before the progress: what came before the end is then seen.
                 ended = self._ended()
                 everything = self._sink.progress
-                until = self._until()
-                if self._reader.offset < until:
+                bound, end = until(), self._until()
+                if bound is not None:
+                    end = min(bound, end)
+                if self._reader.offset < end:
                     if self._in_a_row >= IN_A_ROW_BYTES:
                         # Before the read: a cancellation that comes here must not take frames with it.
                         self._in_a_row = 0
                         await asyncio.sleep(0)
-                    frames = await self._read(until)
+                    frames = await self._read(end)
                     if frames:
                         return frames
                     continue
                 if ended:
                     self.close()
                     return []
-                if not wait or stop():
+                if bound is not None:
                     return []
                 # Nothing of this stream lies in between, so it needs no frame before this place.
                 self._reader.offset = max(self._reader.offset, everything)
                 self._move_pin()
                 # Any output at all, so that this place keeps up with the other stream.
                 await self._sink.wait_until(
-                    lambda: self._sink.progress > self._reader.offset or self._ended() or stop()
+                    lambda: self._sink.progress > self._reader.offset or self._ended() or until() is not None
                 )
         finally:
             self._reading = False
