@@ -89,6 +89,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     # Who was killed while it removed something has left a part of it.
     await host.remove_remains(except_of={entry.record.id for entry in books if entry.is_registered})
     await in_thread(host.remove_directories, except_of={entry.record.id for entry in books})
+    await engine.execs.remove_unknown(books)
     # Only now: what is being started would be taken for something left.
     for entry in due:
         engine.runs.start_later(entry)
@@ -118,8 +119,7 @@ async def _take_up_one(
 ) -> None:
     entry = engine.inside.new_entry(record)
     entry.restarts = entry.restarts_saved = loaded.restarts.get(record.id, b"")
-    entry.execs_due = {exec_id: due for id, exec_id, due in loaded.execs_due if id == record.id}
-    entry.execs_due_saved = dict(entry.execs_due)
+    engine.execs.load(entry, loaded.execs.get(record.id, ()))
     books.enter(entry)
     if record.status is Status.REMOVING:
         books.strike(entry)
@@ -135,6 +135,8 @@ async def _take_up_one(
         await tell_lost(books, entry, HOST_RESTARTED)
     else:
         await _take_up_running(engine, host, books, entry, jobs, due, frozen=frozen)
+    if not entry.is_registered:
+        engine.execs.settle(entry, HOST_RESTARTED if rebooted else _KEEPER_LOST)
     if record.lease in ENDS_WITH_ENGINE or (record.lease in ("owner", "connection") and rebooted):
         # Its owner was the engine before us, or one of an earlier boot, and that is dead.
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
@@ -180,6 +182,7 @@ def is_due_at_boot(record: Record) -> bool:
 
 async def tell_lost(books: Books, entry: Entry, why: str) -> None:
     """It ran when the engine before us went, and how it ended nobody can know."""
+    entry.lose_execs(why)
     record = entry.record
     record.status, record.pid, record.until = Status.EXITED, 0, None
     record.exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
@@ -226,6 +229,7 @@ async def _tell_restart(books: Books, entry: Entry, held: HeldJob | None) -> Non
         )
     else:
         exit = ExitRecord(unknown=_KEEPER_LOST)
+    entry.lose_execs(_KEEPER_LOST)
     record.status, record.pid = Status.RESTARTING, 0
     record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
     told = Event(
@@ -275,7 +279,7 @@ async def _take_up_running(
     entry.client = engine.runs.client(runtime.name)
     generation = newest.meta.generation if newest is not None else record.generation
     record.generation = generation - 1
-    options = engine.runs.create_options(entry)
+    options = engine.runs.create_options(entry, execs=engine.execs.known(entry))
     record.generation = generation
     try:
         spec = await engine.runs.spec_of(entry)

@@ -46,11 +46,13 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
         record = decoded(encoded)
         entry = engine.inside.new_entry(record)
         entry.restarts = entry.restarts_saved = loaded.restarts.get(record.id, b"")
+        engine.execs.load(entry, loaded.execs.get(record.id, ()))
         books.enter(entry)
         await _settle(engine, host, books, entry, due, why=HOST_RESTARTED if rebooted else ENGINE_LOST)
     known = {entry.record.id for entry in books}
     await host.sweep(known=known)
     await in_thread(host.remove_directories, except_of=known)
+    await engine.execs.remove_unknown(books)
     # Only now: what is being started would be taken for something left.
     for entry in due:
         engine.runs.start_later(entry)
@@ -81,6 +83,7 @@ async def _settle(engine: Engine, host: WindowsHost, books: Books, entry: Entry,
         await tell_lost(books, entry, why)
         if _goes_on(record) and is_due_at_boot(record):
             due.append(entry)
+    engine.execs.settle(entry, why)
     if not _goes_on(record):
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return
