@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "console_size_of",
     "exec_arguments",
     "items_of",
+    "shown",
     "words_of",
 ]
 
@@ -88,25 +89,31 @@ def console_size_of(value: ConsoleSize | tuple[int, int] | None) -> ConsoleSize 
         return value
     if isinstance(value, Sequence) and len(value) == 2 and all(type(cells) is int for cells in value):
         return ConsoleSize(height=value[0], width=value[1])
-    raise InvalidSpec(f"console_size {value!r:.140}: must be a ConsoleSize, or (height, width) in cells")
+    raise InvalidSpec(f"console_size {shown(value)}: must be a ConsoleSize, or (height, width) in cells")
 
 
 def check_seconds(name: str, value: float | None, *, none: bool = False) -> float | None:
     """A time to wait, from 0 on; None, where it is allowed, is without a bound. Raises: InvalidSpec."""
     if value is None and none:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise InvalidSpec(f"{name} {value!r:.80}: must be 0 seconds or more{', or None for no bound' if none else ''}")
+    # A whole number may be beyond what a clock's can be added to.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        raise InvalidSpec(f"{name} {shown(value)}: must be 0 seconds or more{', or None for no bound' if none else ''}")
     return value
 
 
 def check_at_most(name: str, value: int, most: int = MAX_SEQUENCE) -> int:
     """A number from 0 on. Raises: InvalidSpec."""
-    # The text of a number beyond 4300 digits is refused by Python itself.
     if type(value) is not int or not 0 <= value <= most:
-        shown = f"{value!r:.80}" if type(value) is not int or abs(value) < 10**80 else "(a number beyond all bounds)"
-        raise InvalidSpec(f"{name} {shown}: must be a whole number, 0 to {most}")
+        raise InvalidSpec(f"{name} {shown(value)}: must be a whole number, 0 to {most}")
     return value
+
+
+def shown(value: object) -> str:
+    """The beginning of a value, for a message."""
+    # The text of a number beyond 4300 digits is refused by Python itself.
+    is_beyond = isinstance(value, int) and abs(value) >= 10**80
+    return "(a number beyond all bounds)" if is_beyond else f"{value!r:.80}"
 
 
 def check_bytes(name: str, value: bytes | None) -> None:

@@ -177,7 +177,10 @@ class Books:
         return True
 
     async def save_fact(self, entry: Entry, *, late: Callable[[], None] | None = None) -> None:
-        """As `save`, for what can't be refused: tried again until the disk takes it. Args: late: called after each that fails."""
+        """As `save`, for what can't be refused: tried again until the disk takes it.
+
+        Args: late: called after each try that fails.
+        """
         while True:
             try:
                 await self.save(entry)
@@ -246,21 +249,18 @@ def _change(entry: Entry) -> Change:
     if entry.removed.is_set():
         # Nobody finds it any more, and something of it is left: the next engine goes on with its removal.
         record = msgspec.structs.replace(record, status=Status.REMOVING)
-    id, dues, saved = record.id, entry.execs_due, entry.execs_due_saved
-    changed = [(id, name, due) for name, due in dues.items() if name not in saved]
-    over = [(id, name, None) for name in saved if name not in dues]
+    id = record.id
     return Change(
         save=(id, msgspec.json.encode(record)),
         restarts=(id, entry.restarts) if entry.restarts != entry.restarts_saved else None,
-        execs_due=(*changed, *over),
+        execs=tuple((id, name, encoded) for name, encoded in entry.execs_unsaved.items()),
     )
 
 
 def _written(entry: Entry, change: Change) -> None:
     if change.restarts is not None:
         entry.restarts_saved = change.restarts[1]
-    for _, name, due in change.execs_due:
-        if due is None:
-            entry.execs_due_saved.pop(name, None)
-        else:
-            entry.execs_due_saved[name] = due
+    for _, name, encoded in change.execs:
+        # What has changed since is still to be written.
+        if entry.execs_unsaved.get(name, b"") is encoded:
+            del entry.execs_unsaved[name]

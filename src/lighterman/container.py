@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from lighterman import limits
+from lighterman.arguments import shown
 from lighterman.errors import InvalidSpec, NotFound
 from lighterman.lease import ConnectionLease, Lease
 from lighterman.lifecycle.restart import RestartRule
@@ -53,7 +54,7 @@ def signal_number(signal: int | str) -> int:
             return _NUMBERS[name]
     elif type(signal) in (int, signals.Signals) and 1 <= signal <= _HIGHEST:
         return int(signal)
-    raise InvalidSpec(f"signal {signal!r:.80}: must be a name as TERM, or a number from 1 to {_HIGHEST}")
+    raise InvalidSpec(f"signal {shown(signal)}: must be a name as TERM, or a number from 1 to {_HIGHEST}")
 
 
 class Container:

@@ -9,13 +9,16 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from lighterman import limits
 from lighterman.checks import HealthCheck
 from lighterman.errors import InvalidState, NotFound, StoreError
 from lighterman.flag import Flag
 from lighterman.images.image import Image
+from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
@@ -23,7 +26,7 @@ from lighterman.logs.container import ContainerLog
 from lighterman.logs.reader import SegmentReader
 from lighterman.logs.sink import OutputSink, Pin, Pump, StreamEnd
 from lighterman.logs.streams import LogStream
-from lighterman.record import Record
+from lighterman.record import ExecRecord, Record
 from lighterman.spec import CallableSink, ExitRecord, LogPolicy, ProcessConfig
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.client import Client
@@ -31,7 +34,6 @@ from lighterman.supervisor.streams import DrainEnd, ReadStream, Streams
 from lighterman.threads import in_thread
 
 if TYPE_CHECKING:
-    from lighterman.journal import Event
     from lighterman.logs.feeds import Feeds
 
 __all__ = [
@@ -102,17 +104,41 @@ class Output:
 class ExecEntry:
     """One exec process."""
 
-    def __init__(self, name: str, pump: Pump, directory: Path, policy: LogPolicy = "block") -> None:
-        self.name = name
-        self.pid = 0
+    def __init__(self, record: ExecRecord, pump: Pump, directory: Path, policy: LogPolicy = "block") -> None:
+        self.record = record
         self.directory = directory
         self.log = ContainerLog(pump, directory, policy=policy)
         self.output_of = Output()
-        self.exit: ExitRecord | None = None
         self.reason: str | None = None
-        self.is_probe = False  # of a health check: too frequent for the journal
-        self.due: float | None = None  # when its time is over, seconds on CLOCK_MONOTONIC
+        self.is_probe = record.id.startswith(PROBE)  # of a health check: too frequent for the journal
+        self.is_kept = not self.is_probe  # can be asked for after its end
         self.ended = Flag()
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.record.id
+
+    @property
+    def pid(self) -> int:
+        """The host's number; 0 until it is known."""
+        return self.record.pid
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How it ended; None until that is told."""
+        return self.record.exit
+
+    def change(self, **fields: Any) -> None:
+        """See `ExecRecord`."""
+        self.record = msgspec.structs.replace(self.record, **fields)
+
+    def end(self, record: ExecRecord) -> None:
+        """Its end is told."""
+        if not self.ended.is_set():
+            self.record = record
+            self.log.end()
+            self.ended.set()
 
     def require_stdin(self) -> StdinWriter:
         """Raises: InvalidState without one."""
@@ -122,12 +148,14 @@ class ExecEntry:
 
     def output(self, stream: int) -> LogStream:
         """Its stdout (1) or stderr (2)."""
+        if self.output_of.sink is None and self.exit is not None:
+            raise InvalidState(f"process {self.name} had ended before this engine came: its output is in its logs")
         return self.output_of.reader(stream, f"process {self.name}")
 
     async def forget(self) -> None:
         """Nobody can ask for it any more: its output goes."""
         self.output_of.close()
-        if self.output_of.sink is not None and self.output_of.sink.progress:
+        if self.output_of.sink is None or self.output_of.sink.progress:
             await in_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     def let_go(self) -> None:
@@ -157,9 +185,7 @@ class Entry:
         self.image: Image | None = None  # of its last run
         self.output_of = Output()
         self.execs: dict[str, ExecEntry] = {}
-        # When the time of an exec is over (`ExecEntry.due`), by its id; and what is written down of that.
-        self.execs_due: dict[str, float] = {}
-        self.execs_due_saved: dict[str, float] = {}
+        self.execs_unsaved: dict[str, bytes | None] = {}  # rows that the next commit writes, or takes away
         self.restarts = self.restarts_saved = b""  # the history of its restarts, and what is written down of it
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.check: HealthCheck | None = None  # with its functions, which are not stored
@@ -188,16 +214,18 @@ class Entry:
         ended = [life for life in self.execs.values() if life.ended.is_set()]
         surplus = ended[: max(0, len(ended) - limits.EXECS_KEPT)]
         for life in surplus:
-            del self.execs[life.name]
+            self.drop_exec(life)
         return surplus
 
-    def new_exec(self, name: str) -> ExecEntry:
-        """Enter a further process."""
-        life = self.execs[name] = ExecEntry(
-            name, self._pump, self.directory / "execs" / name, self.record.spec.log_policy
-        )
-        life.due = self.execs_due.get(name)
-        life.is_probe = name.startswith(PROBE)
+    def new_exec(self, record: ExecRecord) -> ExecEntry:
+        """What is held in memory of an exec."""
+        return ExecEntry(record, self._pump, self.directory / "execs" / record.id, self.record.spec.log_policy)
+
+    def enter_exec(self, record: ExecRecord) -> ExecEntry:
+        """Enter a further process, or one from the store."""
+        life = self.execs[record.id] = self.new_exec(record)
+        if record.exit is not None:
+            life.end(record)
         return life
 
     def let_go(self) -> None:
@@ -207,6 +235,41 @@ class Entry:
         self.log.end()
         self.ended.set()
         self.heard.set()
+
+    def exec_changed(self, record: ExecRecord, *, is_kept: bool = True) -> None:
+        """Write it down with the next commit. Args: is_kept: whether there is anything to be written down of it."""
+        self.execs_unsaved[record.id] = msgspec.json.encode(record) if is_kept else None
+
+    def drop_exec(self, life: ExecEntry) -> None:
+        """Nobody can ask for it any more."""
+        life.is_kept = False
+        self.execs.pop(life.name, None)
+        if not life.is_probe:
+            self.execs_unsaved[life.name] = None
+
+    def lose_execs(self, why: str) -> None:
+        """Execs that were told to have started end unknown: the next commit tells so, before anything else [L25]."""
+        for life in self.execs.values():
+            record = life.record
+            if life.ended.is_set() or life.is_probe or record.started_at is None:
+                continue
+            exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
+            lost = msgspec.structs.replace(record, exit=exit, due=None)
+            self.exec_changed(lost, is_kept=life.is_kept)
+            self.untold.append(self.exec_event(State.EXIT_PROCESS, lost))
+            life.end(lost)
+
+    def exec_event(self, state: State, exec: ExecRecord) -> Event:
+        """What the journal says of a start or an end."""
+        return Event(
+            kind=state,
+            container=self.record.id,
+            name=self.record.name,
+            generation=exec.generation,
+            process=exec.id,
+            pid=exec.pid,
+            exit=exec.exit,
+        )
 
     async def taken_up(self) -> None:
         """Return once its record follows what is told of it: a change before that would be seen late."""

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal as signals
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
 
 from lighterman import limits
 from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec_arguments
 from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import PROBE, Entry, ExecEntry
-from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound, NotSupported
+from lighterman.errors import (
+    AlreadyStopped,
+    InvalidState,
+    LightermanError,
+    LimitExceeded,
+    NotFound,
+    NotSupported,
+    StoreError,
+)
 from lighterman.host import Host
+from lighterman.record import ExecRecord, decode_exec
 from lighterman.results import Result
-from lighterman.runtimes.base import SIGKILL
+from lighterman.runtimes.base import SIGKILL, KnownExec
 from lighterman.spec import ConsoleSize, Timings
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.tasks import OwnedTasks
@@ -61,9 +74,13 @@ class Execs:
         console_size: ConsoleSize | tuple[int, int] | None = None,
         timeout_s: float | None = None,
         is_watched: bool = True,
+        is_kept: bool = True,
         is_probe: bool = False,
     ) -> ExecEntry:
-        """See `Container.start_exec`. Args: is_watched: whether this has to see to `timeout_s`."""
+        """See `Container.start_exec`.
+
+        Args: is_watched: whether this has to see to `timeout_s`. is_kept: whether it can be asked for after its end.
+        """
         client = self._client_of(entry)
         self._host().poke()
         asked = exec_arguments(
@@ -91,43 +108,91 @@ class Execs:
         )
         for old in entry.surplus_execs():
             self._tasks.finish(old.forget(), f"forget exec {old.name}")
-        life = entry.new_exec(f"{PROBE if is_probe else ''}{os.urandom(6).hex()}")
-        if timeout_s is not None:
-            await self._bound(entry, life, timeout_s)
+        due = self._clock.mono() + timeout_s if timeout_s is not None else None
+        name = f"{PROBE if is_probe else ''}{os.urandom(6).hex()}"
+        life = entry.enter_exec(
+            ExecRecord(id=name, argv=asked.argv, generation=entry.record.generation, due=due),
+        )
+        life.is_kept = life.is_kept and is_kept
+        asked_for = False
         try:
-            life.pid = await client.add_process(entry.record.id, life.name, config)
+            if due is not None and not is_probe:
+                # Before it runs: whoever dies from here on, the next engine knows when its time is over.
+                entry.exec_changed(life.record)
+                await self._save(entry)
+            asked_for = True
+            pid = await client.add_process(entry.record.id, life.name, config)
         except BaseException as failed:
-            if isinstance(failed, asyncio.CancelledError):
+            if asked_for and isinstance(failed, asyncio.CancelledError):
                 # The start goes on in the client; what comes of it is killed, since nobody wants it.
+                life.is_kept = False
                 self._tasks.finish(self._kill_when_started(entry, life), f"undo exec {life.name}")
             else:
-                entry.execs.pop(life.name, None)
-                entry.execs_due.pop(life.name, None)
+                entry.drop_exec(life)
             raise
+        life.change(pid=pid)
         if timeout_s is not None and is_watched:
             self._tasks.watch(self._watch_time(entry, life, timeout_s), f"watch the time of exec {life.name}")
         return life
 
-    async def _bound(self, entry: Entry, life: ExecEntry, timeout_s: float) -> None:
-        life.due = self._clock.mono() + timeout_s
-        if not life.is_probe:
-            # Before it runs: whoever dies from here on, the next engine knows when its time is over.
-            entry.execs_due[life.name] = life.due
+    # ---- taking over ----
+
+    @staticmethod
+    def load(entry: Entry, rows: Iterable[bytes]) -> None:
+        """Enter what an earlier engine has written down. Raises: StoreError."""
+        for row in rows:
             try:
-                await self._save(entry)
-            except BaseException:
-                entry.execs.pop(life.name, None)
-                entry.execs_due.pop(life.name, None)
-                raise
+                entry.enter_exec(decode_exec(row))
+            except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
+                raise StoreError(f"an exec in the store can't be read: {wrong}: it is of another version") from wrong
+        entry.surplus_execs()
+
+    @staticmethod
+    def known(entry: Entry) -> tuple[KnownExec, ...]:
+        """Those that were told to have started, and not to have ended."""
+        return tuple(
+            KnownExec(life.name, life.pid, life.record.start_time)
+            for life in entry.execs.values()
+            if life.record.started_at is not None and not life.ended.is_set()
+        )
 
     def take_up(self, entry: Entry) -> None:
         """See to the time of those that an earlier engine has started; who waits for a probe of its is gone."""
-        for life in entry.execs.values():
-            if life.is_probe and not life.ended.is_set():
+        for life in tuple(entry.execs.values()):
+            if life.ended.is_set():
+                continue
+            if life.is_probe:
                 self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}")
-            elif life.due is not None and not life.ended.is_set():
-                left_s = max(0.0, life.due - self._clock.mono())
+            elif life.output_of.sink is None and life.record.started_at is None:
+                entry.drop_exec(life)  # only its time was written down: it never came to run
+            elif life.record.due is not None:
+                left_s = max(0.0, life.record.due - self._clock.mono())
                 self._tasks.watch(self._watch_time(entry, life, left_s), f"watch the time of exec {life.name}")
+
+    @staticmethod
+    def settle(entry: Entry, why: str) -> None:
+        """Of a container that does not run: what was not told to have ended has, and nobody can know how."""
+        entry.lose_execs(why)
+        for life in tuple(entry.execs.values()):
+            if not life.ended.is_set():
+                entry.drop_exec(life)
+
+    @staticmethod
+    async def remove_unknown(entries: Iterable[Entry]) -> None:
+        """Take away the output of execs that nobody can ask for any more: who was killed could not."""
+        by_directory = {entry.directory / "execs": entry for entry in entries}
+        found = await in_thread(lambda: {directory: _listed(directory) for directory in by_directory})
+        # Whoever has begun one meanwhile had entered it before.
+        unknown = [
+            directory / name
+            for directory, names in found.items()
+            for name in names
+            if name not in by_directory[directory].execs
+        ]
+        if unknown:
+            await in_thread(_remove_all, unknown)
+
+    # ---- to its end ----
 
     async def run(
         self,
@@ -156,6 +221,7 @@ class Execs:
             user=user,
             timeout_s=timeout_s,
             is_watched=False,
+            is_kept=False,
             is_probe=is_probe,
         )
         try:
@@ -251,7 +317,7 @@ class Execs:
         except LimitExceeded as failed:
             log.error("%s", failed)
             return
-        entry.execs.pop(life.name, None)
+        entry.drop_exec(life)
         await life.forget()
 
     async def _kill_when_started(self, entry: Entry, life: ExecEntry) -> None:
@@ -264,5 +330,17 @@ class Execs:
             except LightermanError:
                 break
             await life.ended.wait()
-        entry.execs.pop(life.name, None)
+        entry.drop_exec(life)
         await life.forget()
+
+
+def _listed(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _remove_all(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)

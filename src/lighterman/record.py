@@ -1,4 +1,4 @@
-"""What the engine knows of one container: the row of the store."""
+"""What the engine knows of one container, and of each of its exec processes: the rows of the store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import msgspec
 from lighterman.lifecycle.status import Status
 from lighterman.spec import ContainerSpec, ExitRecord
 
-__all__ = ["Record"]
+__all__ = ["ExecRecord", "Record", "decode_exec"]
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -57,3 +57,34 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     oom_kills: int = 0
     health: str | None = None
     ready: bool = False
+
+
+class ExecRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One exec process of a container.
+
+    Attributes:
+        argv: empty where nobody knows it any more: its engine was killed before it had told of the start.
+        started_at: Unix time in seconds; None until its start is told.
+        pid, start_time: the host's number of it, and clock ticks after boot, where the platform has them: together they
+            are this process for ever. generation: the container's run that it belongs to.
+        due: when its time is over, seconds on CLOCK_MONOTONIC; None without a bound.
+        exit: how it ended; None until that is told.
+    """
+
+    id: str
+    argv: tuple[str, ...] = ()
+    started_at: float | None = None
+    pid: int = 0
+    start_time: int | None = None
+    generation: int = 0
+    due: float | None = None
+    exit: ExitRecord | None = None
+
+
+# Made at import: msgspec 0.22 crashes where two threads, each with an engine, meet a new type at once.
+_EXEC = msgspec.json.Decoder(ExecRecord)
+
+
+def decode_exec(encoded: bytes) -> ExecRecord:
+    """A row of the store. Raises: msgspec.DecodeError, msgspec.ValidationError."""
+    return _EXEC.decode(encoded)

@@ -15,7 +15,7 @@ from lighterman.errors import KeeperLost, LightermanError, StoreError
 from lighterman.journal import Event
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
-from lighterman.settling import Settling, drop_output
+from lighterman.settling import HOST_RESTARTED, Settling, drop_output
 from lighterman.spec import ExitRecord
 from lighterman.store.base import Loaded, Store
 from lighterman.threads import in_thread
@@ -74,6 +74,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for path in await in_thread(host.left_directories, except_of=set(loaded.ids)):
         # However much a workload has put there: nobody waits for that.
         engine.inside.tasks.finish(host.remove_directory(path), f"remove {path}")
+    await engine.execs.remove_unknown(books)
     if coming.rebooted:
         await coming.settling.keep_boot(store, boot_id)
     # Only now: what is being started would be taken for something left.
@@ -128,21 +129,18 @@ class _ComingBack:
         self._host = host
         self._books = books
         self._restarts = loaded.restarts
-        self._execs_due: dict[str, dict[str, float]] = {}
-        for id, exec_id, due in loaded.execs_due:
-            self._execs_due.setdefault(id, {})[exec_id] = due
+        self._execs = loaded.execs
 
     async def take_up(self, record: Record, jobs: list[HeldJob]) -> None:
         """One container. Raises: KeeperLost; whatever else is wrong with it is logged, and hinders no other."""
         entry = self._engine.inside.new_entry(record)
         entry.restarts = entry.restarts_saved = self._restarts.get(record.id, b"")
-        entry.execs_due = self._execs_due.get(record.id, {})
-        entry.execs_due_saved = dict(entry.execs_due)
         # What the keeper of this boot has was started in this boot, by an engine that could not say so any more.
         rebooted = self.rebooted and not jobs
         goes_on = _goes_on(record, rebooted=rebooted)
         self._books.enter_again(entry, by_name=goes_on)
         try:
+            self._engine.execs.load(entry, self._execs.get(record.id, ()))
             await self._take_up(entry, jobs, goes_on=goes_on, rebooted=rebooted)
         except KeeperLost:
             raise
@@ -175,6 +173,8 @@ class _ComingBack:
             await self.settling.ended(entry)
         else:
             await self._take_up_running(entry, jobs)
+        if not entry.is_registered:
+            self._engine.execs.settle(entry, HOST_RESTARTED if rebooted else _KEEPER_LOST)
         if not goes_on:
             self._engine.inside.tasks.finish(self._engine.removal.remove_quietly(entry), f"remove {record.name}")
             return
@@ -208,6 +208,7 @@ class _ComingBack:
             )
         else:
             exit = ExitRecord(unknown=_KEEPER_LOST)
+        entry.lose_execs(_KEEPER_LOST)
         record.status, record.pid = Status.RESTARTING, 0
         record.end_reason = record.kill_at = None
         record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
@@ -248,7 +249,7 @@ class _ComingBack:
         entry.client = engine.runs.client(runtime.name)
         generation = newest.meta.generation if newest is not None else record.generation
         record.generation = generation - 1
-        options = engine.runs.create_options(entry)
+        options = engine.runs.create_options(entry, execs=engine.execs.known(entry))
         record.generation = generation
         try:
             spec = await engine.runs.spec_of(entry)

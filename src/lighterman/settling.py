@@ -66,6 +66,7 @@ class Settling:
         Args: may_start: False for one that is going to be removed.
         """
         record = entry.record
+        entry.lose_execs(why)
         record.exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
         _forget_clocks(entry)
         record.pid, record.starting, entry.restarts = 0, 0, b""
@@ -210,7 +211,6 @@ def _forget_clocks(entry: Entry) -> None:
     """Instants on clocks that begin with the host, or with the run that is over."""
     record = entry.record
     record.until = record.restart_at = record.kill_at = record.end_reason = None
-    entry.execs_due.clear()
 
 
 def _end_of(kind: str, record: Record, reason: str | None) -> Event:

@@ -14,7 +14,7 @@ from lighterman.entry import Entry
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
 from lighterman.recovery import readable, remember_stones
-from lighterman.settling import Settling, drop_output
+from lighterman.settling import HOST_RESTARTED, Settling, drop_output
 from lighterman.store.base import Store
 from lighterman.threads import in_thread
 from lighterman.windows_host import WindowsHost
@@ -39,12 +39,14 @@ async def take_up(engine: Engine, host: WindowsHost, books: Books, store: Store)
     for record in records:
         entry = engine.inside.new_entry(record)
         entry.restarts = entry.restarts_saved = loaded.restarts.get(record.id, b"")
+        engine.execs.load(entry, loaded.execs.get(record.id, ()))
         books.enter_again(entry, by_name=_goes_on(record))
         await _settle(engine, host, books, settling, entry, due, rebooted=rebooted)
     # Also what can't be read is somebody's.
     known = {entry.record.id for entry in books} | (set(loaded.ids) - {record.id for record in records})
     await host.sweep(known=known)
     await in_thread(host.remove_directories, except_of=known)
+    await engine.execs.remove_unknown(books)
     if rebooted:
         await settling.keep_boot(store, boot_id)
     # Only now: what is being started would be taken for something left.
@@ -87,6 +89,7 @@ async def _settle(
         starts = await settling.lost(entry, ENGINE_LOST, may_start=goes_on)
     if starts:
         due.append(entry)
+    engine.execs.settle(entry, HOST_RESTARTED if rebooted else ENGINE_LOST)
     if not goes_on:
         engine.inside.tasks.finish(engine.removal.remove_quietly(entry), f"remove {record.name}")
         return

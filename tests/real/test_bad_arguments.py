@@ -13,7 +13,7 @@ NAN = math.nan
 HALF = "\ud800"  # of a surrogate pair: text that no file or argument can hold
 
 RUN: list[dict[str, Any]] = [
-    *({"timeout_s": value} for value in (NAN, -1, math.inf, "5", True)),
+    *({"timeout_s": value} for value in (NAN, -1, math.inf, "5", True, 10**400, 10**5000)),
     *({"max_output": value} for value in (-1, "1", 1.5, True, 10**5000)),
     *({"stdin": value} for value in ("text", 5, True)),
     *({"env": value} for value in (["A=B"], {"A": 1}, {"A\0": "x"}, {"A=": "x"}, {"A": HALF}, 5)),
@@ -53,15 +53,20 @@ EXEC: list[dict[str, Any]] = [
 ]
 
 START_EXEC: list[dict[str, Any]] = [
-    *({"timeout_s": value} for value in (NAN, -1, "5")),
-    *({"console_size": value, "terminal": True} for value in (5, (0, 0), ("a", 1))),
+    *({"timeout_s": value} for value in (NAN, -1, "5", 10**400, 10**5000)),
+    *({"console_size": value, "terminal": True} for value in (5, (0, 0), ("a", 1), 10**5000, (10**5000, 1))),
     {"terminal": "yes"},
     {"stdin": 5},
 ]
 
 
 def shown(wrong: dict[str, Any]) -> str:
-    return " ".join(f"{name}={ascii(value) if value != 10**5000 else 'huge'}"[:40] for name, value in wrong.items())
+    huge = 10**5000
+    words = {
+        name: "huge" if huge in (value, *(value if isinstance(value, tuple) else ())) else ascii(value)
+        for name, value in wrong.items()
+    }
+    return " ".join(f"{name}={word}"[:40] for name, word in words.items())
 
 
 async def _answers_later(_: object) -> float:
@@ -122,11 +127,11 @@ async def test_other_verbs_refuse(engine: Engine) -> None:
                 pass
 
         tried: list[tuple[Any, dict[str, Any]]] = [
-            *((box.wait, {"timeout_s": value}) for value in (NAN, -1, "x", True, math.inf)),
+            *((box.wait, {"timeout_s": value}) for value in (NAN, -1, "x", True, math.inf, 10**400)),
             *((box.wait, {"until": value}) for value in ("later", 5)),
             *((box.stop, {"grace_s": value}) for value in (NAN, -1, "x", None, math.inf)),
-            *((box.kill, {"signal": value}) for value in (0, -1, 65, 1000, "FOO", NAN, None, True, b"TERM", 1.5)),
-            *((box.resize, {"height": value, "width": 1}) for value in (0, -1, "a", 70000, 1.5, None)),
+            *((box.kill, {"signal": value}) for value in (0, -1, 65, 10**5000, "FOO", NAN, None, True, b"TERM", 1.5)),
+            *((box.resize, {"height": value, "width": 1}) for value in (0, -1, "a", 70000, 1.5, None, 10**5000)),
             *((box.update, {"resources": value}) for value in (None, 5, {"cpus": 1}, "x", Resources(memory_bytes=-5))),
             *((box.update, {"resources": value}) for value in (Resources(cpus=NAN), Resources(cpus=-1))),
             (box.update, {"resources": Resources(memory_bytes="64M")}),  # type: ignore[arg-type]

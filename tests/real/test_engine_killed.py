@@ -15,7 +15,10 @@ from real_support import keeper_pid, logged, process_is_there, running_in
 
 import lighterman
 from lighterman import Container, Engine, LightermanError
+from lighterman.keeper.client import KeeperClient
+from lighterman.keeper.slots import read_exit_slots
 from lighterman.lifecycle.status import Status
+from lighterman.runtimes.oci import processes
 from support import eventually, leaked_since, snapshot
 
 pytestmark = pytest.mark.real
@@ -192,6 +195,34 @@ async def test_keeper_killed_during_a_start_the_start_ends_and_nothing_is_left(e
         return all("keeper/__main__.py" in one for one in left)
 
     await eventually(only_another_keeper)
+
+
+async def test_P01_keeper_killed_between_writing_an_exit_down_and_telling_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.15 the kernel tells nobody but a parent: what the keeper has written down is all there is."""
+    monkeypatch.setattr(processes, "pidfd_exit_status", lambda _: None)
+    told = KeeperClient._note_exits
+    # What comes unasked is lost with the connection; what is asked for is answered.
+    monkeypatch.setattr(KeeperClient, "_note_exits", lambda _self, _exits: None)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], lease=None)
+        await box.start()
+        process = await box.start_exec(["sh", "-c", "read x; exit 5"], stdin=True)
+        other = await engine.create("busybox", ["sh", "-c", "read x; exit 7"], lease=None, stdin=True)
+        await other.start()
+        other.stdin.write(b"\n")
+        process.stdin.write(b"\n")
+
+        def written_down() -> int:
+            files = (root / "exits").iterdir()
+            return sum(slot.pid in (other.pid, process.pid) for file in files for slot in read_exit_slots(str(file)))
+
+        await eventually(lambda: written_down() == 2)
+        os.kill(keeper_pid(root), signal.SIGKILL)
+        assert (await asyncio.wait_for(other.wait(), 60)).code == 7
+        assert (await asyncio.wait_for(process.wait(), 60)).code == 5
+        monkeypatch.setattr(KeeperClient, "_note_exits", told)
 
 
 async def test_keeper_killed_a_signal_is_seen_and_never_made_up(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from real_support import running_in
 
-from lighterman import Container, Engine, LogRecord, NotFound, Process
+from lighterman import Container, Engine, InvalidState, LogRecord, NotFound, Process
 from lighterman.lifecycle.events import State
 from support import eventually
 
@@ -212,4 +212,65 @@ async def test_P04_time_is_bounded_also_by_the_next_engine(root: Path) -> None:
         await only_init(box)
     async with Engine(root=root) as engine:
         # What has ended has no time any more.
-        assert (await engine.get("box"))._entry.execs_due == {}
+        assert [life.record.due for life in (await engine.get("box"))._entry.execs.values()] == [None, None]
+
+
+async def _owned(
+    root: Path, scripts: list[str], options: dict[str, object], exec_options: dict[str, object]
+) -> tuple[asyncio.subprocess.Process, list[str]]:
+    """An engine with a container and execs of these scripts, in a process of its own, to be killed."""
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("exec_owner.py")),
+        str(root),
+        json.dumps(scripts),
+        json.dumps([options, exec_options]),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert owner.stdout is not None
+    return owner, [(await owner.stdout.readline()).decode().strip() for _ in scripts]
+
+
+async def _has_written(root: Path, id: str, what: bytes) -> None:
+    """By the files alone: the engine that has them is to be killed."""
+
+    def is_there() -> bool:
+        return any(what in file.read_bytes() for file in root.glob(f"containers/*/execs/{id}/1/segment-*"))
+
+    await eventually(is_there)
+
+
+async def test_P04_terminal_exec_of_a_container_without_one_is_taken_up(root: Path) -> None:
+    script = "echo before; read x; echo got $x; stty size; exit 5"
+    owner, (id,) = await _owned(root, [script], {}, {"terminal": True, "stdin": True})
+    await _has_written(root, id, b"before")
+    owner.kill()
+    await owner.wait()
+    async with Engine(root=root) as engine:
+        process = await (await engine.get("box")).get_exec(id)
+        await process.resize(height=33, width=77)
+        process.stdin.write(b"hello\n")
+        assert (await asyncio.wait_for(process.wait(), 60)).code == 5
+        assert await output(process) == b"before\r\nhello\r\ngot hello\r\n33 77\r\n"
+
+
+async def test_P04_exec_without_a_terminal_of_a_container_with_one_is_taken_up(root: Path) -> None:
+    script = "echo before; echo wrong >&2; cat; echo after; exit 6"
+    owner, (id,) = await _owned(root, [script], {"terminal": True}, {"stdin": True})
+    await _has_written(root, id, b"wrong")
+    owner.kill()
+    await owner.wait()
+    async with Engine(root=root) as engine:
+        process = await (await engine.get("box")).get_exec(id)
+        with pytest.raises(InvalidState, match="no terminal"):
+            await process.resize(height=33, width=77)
+        process.stdin.write(b"said\n")
+        process.stdin.write_eof()
+        assert (await asyncio.wait_for(process.wait(), 60)).code == 6
+        assert await output(process) == b"before\nsaid\nafter\n"
+        assert await output(process, "stderr") == b"wrong\n"
+    # The keeper holds nothing of it any more.
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        jobs = await engine.host.keeper.list_jobs(of=f"{box.id}:")
+        assert [job.pid for job in jobs] == [box.pid]

@@ -16,6 +16,7 @@ import pytest
 
 from lighterman import limits
 from lighterman.errors import StoreError
+from lighterman.record import ExecRecord, decode_exec
 from lighterman.store.base import Change, Store, Tombstone
 from lighterman.store.memory import MemoryStore
 from lighterman.store.migrations import MIGRATIONS, SCHEMA, migrate
@@ -114,16 +115,17 @@ async def test_P01_boot_is_another_one_until_it_is_said_that_all_was_settled(tmp
 
 async def test_what_belongs_to_a_container_is_kept_and_goes_with_it(tmp_path: Path) -> None:
     store = await open_at(tmp_path / "state.db")
-    await store.commit(Change(save=("a", b"1"), restarts=("a", b"h"), execs_due=(("a", "x", 1.0), ("a", "y", 2.0))))
-    await store.commit(Change(save=("b", b"2"), restarts=("b", b"i"), execs_due=(("b", "x", 3.0),)))
-    await store.commit(Change(restarts=("a", b"j"), execs_due=(("a", "x", None), ("a", "z", 4.0))))
+    await store.commit(Change(save=("a", b"1"), restarts=("a", b"h"), execs=(("a", "x", b"1"), ("a", "y", b"2"))))
+    await store.commit(Change(save=("b", b"2"), restarts=("b", b"i"), execs=(("b", "x", b"3"),)))
+    await store.commit(Change(restarts=("a", b"j"), execs=(("a", "x", None), ("a", "a", b"4"), ("a", "y", b"5"))))
     loaded = await store.load("boot", now=0.0)
     assert loaded.restarts == {"a": b"j", "b": b"i"}
-    assert set(loaded.execs_due) == {("a", "y", 2.0), ("a", "z", 4.0), ("b", "x", 3.0)}
+    # In the order of their first saving.
+    assert loaded.execs == {"a": [b"5", b"4"], "b": [b"3"]}
     await store.commit(Change(restarts=("b", b"")))
     await store.commit(Change(delete="a"))
     loaded = await store.load("boot", now=0.0)
-    assert (loaded.restarts, loaded.execs_due) == ({}, (("b", "x", 3.0),))
+    assert (loaded.restarts, loaded.execs) == ({}, {"b": [b"3"]})
     await store.close()
 
 
@@ -175,16 +177,25 @@ async def test_every_older_schema_is_brought_up_with_what_is_in_it(tmp_path: Pat
     if version >= 2:
         connection.execute("INSERT INTO events (at, body) VALUES (1.0, x'32')")
         connection.execute("INSERT INTO tombstones VALUES ('gone', 'name', 9.0, x'33')")
+    if version == 3:
+        connection.execute("INSERT INTO restarts VALUES ('old', x'34')")
+        for id, due in (("ff00", 1.5), ("0a", 1234567.875), ("00", 1e300)):
+            connection.execute("INSERT INTO execs_due VALUES ('old', ?, ?)", (id, due))
     connection.close()
     store = await open_at(path)
     loaded = await store.load("boot", now=0.0)
     assert loaded.records == ((b"1",) if version >= 1 else ())
     assert loaded.tombstones == ((Tombstone("gone", "name", 9.0, b"3"),) if version >= 2 else ())
-    assert (loaded.restarts, loaded.execs_due) == ({}, ())
-    due = Change(event=(0.0, b"e"), restarts=("old", b"h"), execs_due=(("old", "x", 5.0),))
-    assert await store.commit(due) == (2 if version >= 2 else 1)
+    assert loaded.restarts == ({"old": b"4"} if version == 3 else {})
+    assert [decode_exec(row) for row in loaded.execs.get("old", ())] == (
+        [ExecRecord(id="ff00", due=1.5), ExecRecord(id="0a", due=1234567.875), ExecRecord(id="00", due=1e300)]
+        if version == 3
+        else []
+    )
+    change = Change(event=(0.0, b"e"), restarts=("old", b"h"), execs=(("old", "x", b"5"),))
+    assert await store.commit(change) == (2 if version >= 2 else 1)
     loaded = await store.load("boot", now=0.0)
-    assert (loaded.restarts, loaded.execs_due) == ({"old": b"h"}, (("old", "x", 5.0),))
+    assert (loaded.restarts, loaded.execs["old"][-1]) == ({"old": b"h"}, b"5")
     await store.close()
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)

@@ -11,6 +11,7 @@ import pytest
 from lighterman.errors import AlreadyExists, BrokenPipe, InvalidState, NotFound, NotSupported, RuntimeFailed
 from lighterman.lifecycle.events import State
 from lighterman.runtimes.base import Features
+from lighterman.supervisor.streams import Streams
 from lighterman.testing import ProgramContext
 from supervisor.world import World, config, policy
 
@@ -226,6 +227,34 @@ async def test_L06_exec_that_can_not_be_reopened_does_not_end_the_container(worl
     await world.clock.settle()
     assert world.states()[0] == "restore"
     assert world.client.containers() == ("c1",)
+
+
+async def test_L06_exec_whose_streams_nobody_takes_is_told_to_end_at_once(world: World) -> None:
+    await world.create("sleep")
+    await world.client.add_process("c1", "x", config("sleep", "50"))
+    await world.engine_dies()
+
+    async def refuse(_: str, process: str, __: Streams) -> None:
+        if process == "x":
+            raise OSError("no room for a segment")
+
+    world.backend.on_attach = refuse
+    await world.client.restore("c1", spec=world.spec("sleep"))
+    before = world.clock.mono()
+    ended = await world.backend.wait_for("c1", State.EXIT_PROCESS)
+    assert (ended.process_id, ended.exit_code, ended.drained) == ("x", 0, ())
+    assert world.clock.mono() - before <= 50
+    await world.clock.settle()
+    assert world.system().processes["x"].forgotten
+
+
+async def test_L06_terminal_of_an_exec_is_its_own(world: World) -> None:
+    await world.create("sleep")
+    await world.client.add_process("c1", "x", config("sleep", terminal=True))
+    await world.engine_dies()
+    await world.client.restore("c1", spec=world.spec("sleep"))
+    assert world.backend.streams["c1", "x"].terminal
+    assert not world.backend.streams["c1", "init"].terminal
 
 
 async def test_L06_paused_before_it_can_be_resumed_after(world: World) -> None:

@@ -10,11 +10,12 @@ import msgspec
 
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform
-from lighterman.entry import Entry, exit_record, last_words
+from lighterman.entry import Entry, Output, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import Status, next_status
+from lighterman.record import ExecRecord
 from lighterman.spec import ExitRecord
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.streams import Streams
@@ -45,8 +46,8 @@ class Hearing:
             entry.output_of = output = entry.output_of.next_run()
             entry.start_times = self._inside.host.start_times(entry.record.runtime, container_id)
         else:
-            life = entry.execs.get(process_id) or entry.new_exec(process_id)
-            life.pid = life.pid or streams.pid
+            life = entry.execs.get(process_id) or entry.enter_exec(ExecRecord(id=process_id))
+            life.change(pid=streams.pid, start_time=streams.start_time, generation=streams.generation)
             sink = await life.log.open_run(1, takeover=entry.restoring)
             output = life.output_of
         output.sink, output.terminal = sink, streams.terminal
@@ -68,7 +69,7 @@ class Hearing:
             return await self._exec_changed(entry, info)
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
-            exit = await self._with_last_words(entry, exit_record(info, entry.reason))
+            exit = await self._with_last_words(entry.output_of, exit_record(info, entry.reason))
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
@@ -87,7 +88,8 @@ class Hearing:
                 self._leases.ended(entry)
             record.exit, entry.last_end, record.at_boot = exit, info, False
             entry.reason = record.end_reason = record.kill_at = None
-            entry.execs_due.clear()
+            # Whatever came in between: nothing of it outlives it.
+            entry.lose_execs(info.reason if not info.exit_code_known and info.reason else "its container ended")
         if info.state in (State.START, State.RESTART, State.EXIT):
             entry.restarts = info.restarts
         event = Event(
@@ -115,34 +117,30 @@ class Hearing:
             self._watches().changed(entry, info)
         return later
 
-    async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
-        output = entry.output_of
+    async def _with_last_words(self, output: Output, exit: ExitRecord) -> ExitRecord:
         if exit.ok or output.sink is None or output.sink.progress == 0:
             return exit
         said = await in_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> asyncio.Future[None] | None:
-        life = entry.execs.get(info.process_id)
-        exit = None
+        known = entry.execs.get(info.process_id)
+        life = known or entry.new_exec(ExecRecord(id=info.process_id))
+        was_told = life.record.started_at is not None
+        life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
+        record = life.record
         if info.state is State.EXIT_PROCESS:
-            exit = exit_record(info, life.reason if life else None)
-            entry.execs_due.pop(info.process_id, None)
-        event = Event(
-            kind=info.state,
-            container=entry.record.id,
-            name=entry.record.name,
-            generation=info.generation,
-            process=info.process_id,
-            pid=info.pid,
-            exit=exit,
-        )
+            if known is not None and not was_told and not life.is_probe:
+                # The engine that started it was killed before it could tell.
+                entry.untold.append(entry.exec_event(State.START_PROCESS, record))
+            exit = await self._with_last_words(life.output_of, exit_record(info, life.reason))
+            record = msgspec.structs.replace(record, exit=exit, due=None)
 
         later = None
-        if life is None or not life.is_probe:
-            later = await self._inside.books.tell_fact(entry, event)
-        if life is not None and exit is not None and not life.ended.is_set():
-            life.exit = exit
-            life.log.end()
-            life.ended.set()
+        if not life.is_probe:
+            is_kept = known is not None and (life.is_kept or record.exit is None)
+            entry.exec_changed(record, is_kept=is_kept)
+            later = await self._inside.books.tell_fact(entry, entry.exec_event(info.state, record))
+        if record.exit is not None:
+            life.end(record)
         return later

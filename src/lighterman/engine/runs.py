@@ -31,7 +31,7 @@ from lighterman.journal import Event
 from lighterman.lifecycle.events import State
 from lighterman.lifecycle.restart import RestartRule
 from lighterman.lifecycle.status import Status
-from lighterman.runtimes.base import CreateOption
+from lighterman.runtimes.base import CreateOption, KnownExec
 from lighterman.runtimes.options import FirstRun, WithCheckpoint, WithRestartPolicy
 from lighterman.spec import (
     ExitRecord,
@@ -93,11 +93,13 @@ class Runs:
         entry.process = spec.process
         return spec
 
-    def create_options(self, entry: Entry, *more: CreateOption) -> list[CreateOption]:
-        """For its next run."""
+    def create_options(
+        self, entry: Entry, *more: CreateOption, execs: tuple[KnownExec, ...] = ()
+    ) -> list[CreateOption]:
+        """For its next run, or for the one that is taken up with these of its execs."""
         record = entry.record
         options: list[CreateOption] = [
-            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts),
+            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts, execs),
             *more,
         ]
         lease = self._leases.job_lease(record)

@@ -27,6 +27,7 @@ __all__ = [
     "ComputeSystem",
     "CreateOption",
     "Features",
+    "KnownExec",
     "OomCounters",
     "ReadPipe",
     "Runtime",
@@ -127,12 +128,28 @@ class Stdio(msgspec.Struct, frozen=True):
     stderr: ReadPipe | None
 
 
+class KnownExec(msgspec.Struct, frozen=True):
+    """An exec process as an earlier engine has written it down."""
+
+    name: str
+    pid: int
+    start_time: int | None
+
+
 class ComputeProcess(Protocol):
     """One process in a compute system."""
 
     @property
     def pid(self) -> int:
         """The platform's number of it. Unique only together with the start time: for showing."""
+
+    @property
+    def start_time(self) -> int | None:
+        """With `pid` it is this process for ever: clock ticks after boot; None where the platform has no such thing."""
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether its stdio is that of a terminal."""
 
     def started(self) -> tuple[float, float] | None:
         """When: seconds of CLOCK_MONOTONIC, and Unix time; None where the runtime knows no better than its caller."""
@@ -188,6 +205,12 @@ class ComputeSystem(Protocol):
 
     async def exec_ids(self) -> Sequence[str]:
         """Of the exec processes that `open_process` would find."""
+
+    async def adopt_exec(self, known: KnownExec) -> ComputeProcess:
+        """Re-attach to an exec of which only that is left, without its streams; one that has ended unseen says so.
+
+        Raises: NotSupported.
+        """
 
     async def shutdown(self) -> None:
         """Ask it to end. Raises: OperationPending (wait for it), AlreadyStopped."""
@@ -255,9 +278,10 @@ class Runtime(Protocol):
 
 def console_size(height: int, width: int) -> ConsoleSize:
     """Checked size. Raises: InvalidSpec outside 1 to 65535 (the kernel's `struct winsize` has 16 bits)."""
+    from lighterman.arguments import shown
     from lighterman.errors import InvalidSpec
 
     for name, value in (("height", height), ("width", width)):
         if type(value) is not int or not 1 <= value <= 65535:
-            raise InvalidSpec(f"console {name} {value!r:.80}: must be 1 to 65535 cells")
+            raise InvalidSpec(f"console {name} {shown(value)}: must be 1 to 65535 cells")
     return ConsoleSize(height=height, width=width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lighterman.runtimes.base import CreateOption
+from lighterman.runtimes.base import CreateOption, KnownExec
 from lighterman.spec import LogPolicy, RestartPolicy
 
 __all__ = [
@@ -81,12 +81,14 @@ class FirstRun(CreateOption, frozen=True):
         manually_stopped, oom_kills: with `restore`, of the run that is taken up: whether it was asked to end, and how
             many of its processes were told to have been killed for memory.
         restarts: of the runs before, as they were told (`StateInfo.restarts`); empty begins anew.
+        execs: with `restore`, the exec processes that were told to have started, and not to have ended.
     """
 
     generation: int
     manually_stopped: bool = False
     oom_kills: int = 0
     restarts: bytes = b""
+    execs: tuple[KnownExec, ...] = ()
 
 
 class WithLease(CreateOption, frozen=True):

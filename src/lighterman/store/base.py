@@ -35,13 +35,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
             what is deleted.
         event: time (Unix, seconds) and body of a row for the journal. earlier: of those before it.
         restarts: container id and the history of its restarts; an empty one goes.
-        execs_due: container id and exec id of execs whose time is bounded, and when it is over (seconds on
-            CLOCK_MONOTONIC); None for one that has ended.
+        execs: container id, exec id and encoded record of execs; None for one that goes.
     """
 
     save: tuple[str, bytes] | None = None
     restarts: tuple[str, bytes] | None = None
-    execs_due: tuple[tuple[str, str, float | None], ...] = ()
+    execs: tuple[tuple[str, str, bytes | None], ...] = ()
     delete: str | None = None
     tombstone: Tombstone | None = None
     event: tuple[float, bytes] | None = None
@@ -53,7 +52,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ids: of `records`, in the same order. restarts: by container id.
-        execs_due: container id, exec id, when its time is over; as in `Change`.
+        execs: by container id, in the order of their first saving.
         boot_id: of the life of the host that the records are of, None for a new store.
     """
 
@@ -61,7 +60,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[str, ...] = ()
     tombstones: tuple[Tombstone, ...] = ()
     restarts: dict[str, bytes] = {}
-    execs_due: tuple[tuple[str, str, float], ...] = ()
+    execs: dict[str, list[bytes]] = {}
     boot_id: str | None = None
 
 

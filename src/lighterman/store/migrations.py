@@ -22,6 +22,14 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE execs_due (container TEXT NOT NULL, id TEXT NOT NULL, due REAL NOT NULL,"
         " PRIMARY KEY (container, id)) STRICT",
     ),
+    4: (
+        "CREATE TABLE execs (container TEXT NOT NULL, id TEXT NOT NULL, record BLOB NOT NULL,"
+        " PRIMARY KEY (container, id)) STRICT",
+        # Ids are hexadecimal digits, and a number is written as JSON has it: no function that a build may lack.
+        """INSERT INTO execs SELECT container, id, CAST('{"id":"' || id || '","due":' || due || '}' AS BLOB)"""
+        " FROM execs_due ORDER BY rowid",
+        "DROP TABLE execs_due",
+    ),
 }
 SCHEMA = max(MIGRATIONS)
 

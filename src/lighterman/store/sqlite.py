@@ -118,12 +118,15 @@ class SqliteStore:
     def _load(self, boot_id: str, now: float) -> Loaded:
         found = self._db.execute("SELECT value FROM facts WHERE name = 'boot_id'").fetchone()
         rows = self._db.execute("SELECT id, record FROM containers ORDER BY rowid").fetchall()
+        execs: dict[str, list[bytes]] = {}
+        for container, record in self._db.execute("SELECT container, record FROM execs ORDER BY rowid"):
+            execs.setdefault(container, []).append(record)
         loaded = Loaded(
             records=tuple(row[1] for row in rows),
             ids=tuple(row[0] for row in rows),
             tombstones=tuple(Tombstone(*row) for row in self._db.execute(_LAST_TOMBSTONES, (now, limits.TOMBSTONES))),
             restarts=dict(self._db.execute("SELECT container, history FROM restarts")),
-            execs_due=tuple(self._db.execute("SELECT container, id, due FROM execs_due")),
+            execs=execs,
             boot_id=found[0] if found else None,
         )
         # Another one is kept only when all that the reboot has ended is told: who is killed before has told nothing.
@@ -201,7 +204,7 @@ class SqliteStore:
         if change.delete is not None:
             self._db.execute("DELETE FROM containers WHERE id = ?", (change.delete,))
             self._db.execute("DELETE FROM restarts WHERE container = ?", (change.delete,))
-            self._db.execute("DELETE FROM execs_due WHERE container = ?", (change.delete,))
+            self._db.execute("DELETE FROM execs WHERE container = ?", (change.delete,))
         if change.tombstone is not None:
             stone = change.tombstone
             self._db.execute(
@@ -221,11 +224,14 @@ class SqliteStore:
             self._db.execute("INSERT OR REPLACE INTO restarts VALUES (?, ?)", change.restarts)
         elif change.restarts is not None:
             self._db.execute("DELETE FROM restarts WHERE container = ?", change.restarts[:1])
-        for container, name, due in change.execs_due:
-            if due is None:
-                self._db.execute("DELETE FROM execs_due WHERE container = ? AND id = ?", (container, name))
-            else:
-                self._db.execute("INSERT OR REPLACE INTO execs_due VALUES (?, ?, ?)", (container, name, due))
+        for container, name, record in change.execs:
+            if record is None:
+                self._db.execute("DELETE FROM execs WHERE container = ? AND id = ?", (container, name))
+                continue
+            self._db.execute(
+                "INSERT INTO execs VALUES (?, ?, ?) ON CONFLICT (container, id) DO UPDATE SET record = excluded.record",
+                (container, name, record),
+            )
 
     async def events(self, after: int, limit: int) -> tuple[Sequence[StoredEvent], int]:
         return await self._in_thread(lambda: self._read_events(after, limit))

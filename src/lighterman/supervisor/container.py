@@ -415,10 +415,14 @@ class Container:
         self._run = run
         self._tell(run, State.RESTORE, started_at=run.init.started_at, started_mono=run.init.started_mono)
         self._watch_oom(run, self._first.oom_kills)
-        await self._execs.restore(run)
+        await self._execs.restore(run, self._first.execs)
 
     async def _reopen_init(self, run: Run) -> None:
-        run.init = Process("init", await run.system.open_process("init"), self.spec.process, self._clock)
+        port = await run.system.open_process("init")
+        # The spec may be gone: without one nobody knows of the terminal but the runtime.
+        terminal = self.spec.process.terminal or port.has_terminal
+        config = msgspec.structs.replace(self.spec.process, terminal=terminal)
+        run.init = Process("init", port, config, self._clock)
         await run.init.connect(self.id, run.generation, self.spec.os_build)
         await self._attach(run.init)
 

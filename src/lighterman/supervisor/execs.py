@@ -12,6 +12,7 @@ from lighterman import limits
 from lighterman.clock import Clock
 from lighterman.errors import AlreadyExists, AlreadyStopped, LightermanError, OperationTimeout
 from lighterman.lifecycle.events import State
+from lighterman.runtimes.base import ComputeProcess, KnownExec
 from lighterman.spec import ProcessConfig, Spec
 from lighterman.supervisor.answers import fail, succeed
 from lighterman.supervisor.backend import AttachFailed
@@ -62,19 +63,40 @@ class Execs:
         life.task = self._watch(self._live(run, life, config, pid), f"exec {name} in {self._id}")
         return await asyncio.shield(pid)
 
-    async def restore(self, run: Run) -> None:
-        """Take up those that an earlier engine has started; one that can't be is left as it is."""
-        for name in await self._names(run):
-            life = ExecLife(name)
-            try:
-                life.process = Process(name, await run.system.open_process(name), self._spec.process, self._clock)
-                await life.process.connect(self._id, run.generation, self._spec.os_build)
-                await self._attach(life.process)
-            except (LightermanError, AttachFailed) as failed:
-                log.warning("container %s: exec %s can't be taken up again: %s", self._id, name, failed)
+    async def restore(self, run: Run, known: Sequence[KnownExec]) -> None:
+        """Take up those that an earlier engine has started; one that can't be is left as it is.
+
+        Args: known: of which that engine has told: the runtime may not know of them any more.
+        """
+        by_name = dict.fromkeys(await self._names(run)) | {each.name: each for each in known}
+        for name, written in by_name.items():
+            port = await self._reopen(run, name, written)
+            if port is None:
                 continue
-            run.execs[name] = life
-            life.task = self._watch(self._live_to_end(run, life, life.process), f"exec {name} in {self._id}")
+            # Its own terminal or none, whatever the init process has.
+            process = Process(name, port, ProcessConfig(terminal=port.has_terminal), self._clock)
+            try:
+                await process.connect(self._id, run.generation, self._spec.os_build)
+                await self._attach(process)
+            except (LightermanError, AttachFailed) as failed:
+                why = failed.__cause__ if isinstance(failed, AttachFailed) else failed
+                log.warning("container %s: exec %s is watched without its streams: %s", self._id, name, why)
+                await process.drop_streams()
+            life = run.execs[name] = ExecLife(name, process, told_start=True)
+            life.task = self._watch(self._live_to_end(run, life, process), f"exec {name} in {self._id}")
+
+    async def _reopen(self, run: Run, name: str, written: KnownExec | None) -> ComputeProcess | None:
+        try:
+            return await run.system.open_process(name)
+        except LightermanError as failed:
+            if written is None:
+                log.warning("container %s: exec %s can't be taken up again: %s", self._id, name, failed)
+                return None
+        try:
+            return await run.system.adopt_exec(written)
+        except LightermanError as failed:
+            log.warning("container %s: exec %s can't be taken up again: %s", self._id, name, failed)
+            return None
 
     async def end(self, run: Run) -> None:
         """End those that are still alive; their ends are told first [L25]."""

@@ -62,8 +62,15 @@ class Process:
             terminal=terminal,
             generation=generation,
             pid=self.pid,
+            start_time=self.port.start_time,
         )
         return self.streams
+
+    async def drop_streams(self) -> None:
+        """Nobody took them: what it writes is lost, and its end does not wait for that."""
+        streams, self.streams = self.streams, None
+        for stream in streams.readable if streams is not None else ():
+            await stream.close()
 
     @property
     def has_unwanted_stdin(self) -> bool:

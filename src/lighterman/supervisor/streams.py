@@ -249,7 +249,10 @@ class WriteStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """What a process has: with a terminal no stderr, and None for each that it lacks; `generation` is the run."""
+    """What a process has: with a terminal no stderr, and None for each that it lacks; `generation` is the run.
+
+    `start_time` is the runtime's: with `pid` it is this process for ever.
+    """
 
     stdin: WriteStream | None
     stdout: ReadStream | None
@@ -257,6 +260,7 @@ class Streams:
     terminal: bool = False
     generation: int = 1
     pid: int = 0
+    start_time: int | None = None
 
     @property
     def readable(self) -> tuple[ReadStream, ...]:

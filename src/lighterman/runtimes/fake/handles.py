@@ -18,6 +18,7 @@ from lighterman.errors import (
     OperationPending,
 )
 from lighterman.runtimes.base import (
+    KnownExec,
     OomCounters,
     Stdio,
     console_size,
@@ -99,6 +100,9 @@ class FakeComputeSystem:
             return tuple(name for name in self.system.processes if name != "init")
 
         return await self._do("exec_ids", exec_ids)
+
+    async def adopt_exec(self, known: KnownExec) -> FakeComputeProcess:
+        raise NotSupported("fake: adopt_exec", operation="adopt_exec", container=self.id)
 
     async def shutdown(self) -> None:
         async def shutdown() -> None:
@@ -305,6 +309,14 @@ class FakeComputeProcess:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def start_time(self) -> int | None:
+        return None
+
+    @property
+    def has_terminal(self) -> bool:
+        return self.process.config.terminal
 
     def started(self) -> tuple[float, float] | None:
         return self.process.started_mono, self.process.started_at

@@ -83,6 +83,14 @@ class HcsProcess:
         """Whether its end is known here."""
         return self._ended.is_set()
 
+    @property
+    def start_time(self) -> int | None:
+        return None
+
+    @property
+    def has_terminal(self) -> bool:
+        return self._terminal
+
     def started(self) -> tuple[float, float]:
         return self.started_at
 

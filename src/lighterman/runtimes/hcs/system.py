@@ -19,7 +19,7 @@ from lighterman.errors import (
     NotSupported,
     OperationPending,
 )
-from lighterman.runtimes.base import OomCounters
+from lighterman.runtimes.base import KnownExec, OomCounters
 from lighterman.runtimes.hcs.answers import SystemProperties, decode_properties
 from lighterman.runtimes.hcs.binding import SystemHandle
 from lighterman.runtimes.hcs.documents import endpoint_change, process_config, property_query
@@ -131,6 +131,9 @@ class HcsSystem:
 
     async def exec_ids(self) -> Sequence[str]:
         return [name for name, process in self._execs.items() if not process.has_ended]
+
+    async def adopt_exec(self, known: KnownExec) -> HcsProcess:
+        raise NotSupported("hcs: adopt_exec", operation="adopt_exec", container=self.id)
 
     # ---- ending ----
 

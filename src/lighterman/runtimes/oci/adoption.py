@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from lighterman.errors import NotFound
 from lighterman.keeper.client import JobExit
-from lighterman.keeper.slots import read_exit_slots
 from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.process import OciProcess
-from lighterman.runtimes.oci.processes import open_pidfd_checked
+from lighterman.runtimes.oci.processes import PidRef, open_pidfd_checked
+from lighterman.runtimes.oci.recorded import recorded_exit
+from lighterman.runtimes.oci.tree import Members
 
-__all__ = ["Evidence", "adopt", "find_evidence"]
+__all__ = ["Evidence", "adopt", "find_evidence", "of_process"]
 
 
 class _CrunStatus(msgspec.Struct, rename="kebab"):
@@ -54,22 +56,23 @@ def find_evidence(runtime_state: str, exits_dir: str, id: str) -> Evidence | Non
     if found is None:
         return None
     pid, start_time = found
-    for name in _listed(exits_dir):
-        with contextlib.suppress(OSError):
-            for slot in read_exit_slots(f"{exits_dir}/{name}"):
-                if slot.job.startswith(f"{id}:") and (slot.pid, slot.start_time) == found:
-                    end = JobExit(
-                        job=slot.job,
-                        status=slot.status,
-                        mono=slot.mono_ns / 1e9,
-                        wall=slot.wall_ns / 1e9,
-                        lease_ended=slot.lease_ended,
-                    )
-                    return Evidence(job=slot.job, pid=pid, start_time=start_time, exit=end)
-    return Evidence(job=f"{id}:adopted", pid=pid, start_time=start_time, exit=None)
+    return of_process(exits_dir, id, PidRef(pid, start_time))
 
 
-def adopt(evidence: Evidence) -> OciProcess:
+def of_process(exits_dir: str, id: str, process: PidRef) -> Evidence:
+    """Of one process of a container, whose number is known from elsewhere."""
+    end = recorded_exit(exits_dir, id, process)
+    job = end.job if end is not None else f"{id}:adopted"
+    return Evidence(job=job, pid=process.pid, start_time=process.start_time, exit=end)
+
+
+def adopt(
+    evidence: Evidence,
+    exits_dir: str,
+    *,
+    members: Callable[[int], Members] | None = None,
+    clean_up: Callable[[], None] | None = None,
+) -> OciProcess:
     """The process without its streams: those went with the keeper and the engine that held them."""
     pidfd = None
     if evidence.exit is None:
@@ -86,6 +89,9 @@ def adopt(evidence: Evidence) -> OciProcess:
         terminal=None,
         keeper=None,
         known_exit=evidence.exit,
+        exits_dir=exits_dir,
+        members=members,
+        clean_up=clean_up,
     )
 
 
@@ -101,13 +107,6 @@ def _init_process(directory: str) -> tuple[int, int] | None:
         assert isinstance(state, _RuncState)
         return state.init_process_pid, state.init_process_start
     return None
-
-
-def _listed(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
 
 
 def _started_mono(start_time: int) -> float:

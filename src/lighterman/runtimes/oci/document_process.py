@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lighterman.arguments import shown as shown_value
 from lighterman.errors import InvalidSpec, NotSupported
 from lighterman.runtimes.oci.document_checks import shown
 from lighterman.runtimes.oci.document_host import CAPABILITIES, HostFacts
@@ -178,7 +179,8 @@ def check_oom_score(value: int, host: HostFacts) -> None:
 def check_console(size: ConsoleSize | None) -> None:
     """Raises: InvalidSpec where it does not fit into the kernel's 16 bits."""
     if size is not None and not (1 <= size.height <= 65535 and 1 <= size.width <= 65535):
-        raise InvalidSpec(f"console size {size.height}x{size.width}: each must be 1 to 65535 cells")
+        cells = f"{shown_value(size.height)}x{shown_value(size.width)}"
+        raise InvalidSpec(f"console size {cells}: each must be 1 to 65535 cells")
 
 
 # ---- encoding ----------------------------------------------------------------------------------------------------

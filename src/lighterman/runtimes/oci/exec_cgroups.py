@@ -95,6 +95,12 @@ class ExecCgroups:
         """The one that an earlier engine has made for an exec."""
         return OwnCgroup(self._container.child(name)) if name is not None else None
 
+    def of_process(self, pid: int) -> OwnCgroup | None:
+        """The one that a process is in, where nobody knows its name any more. Blocking."""
+        names = self._container.children() if self._possible else []
+        owns = (OwnCgroup(self._container.child(name)) for name in names if name.startswith(_PREFIX))
+        return next((own for own in owns if pid in own.look()), None)
+
     def leaving(self, name: str | None) -> Callable[[], None] | None:
         """What to do when an earlier engine's exec has ended."""
         own = self.found(name)

@@ -22,6 +22,7 @@ from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
 from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.processes import PidRef, has_exited, send_signal, wait_exit_status
+from lighterman.runtimes.oci.recorded import recorded_exit
 from lighterman.runtimes.oci.tree import Members
 from lighterman.spec import ExitCode
 from lighterman.threads import in_thread
@@ -39,6 +40,7 @@ class OciProcess:
         clean_up: takes away what was there for it alone, when nobody waits any more; blocking.
         start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
+        exits_dir: where keepers write ends down, for when this one is lost.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class OciProcess:
         stdio: Stdio,
         terminal: int | None,
         keeper: KeeperClient | None,
+        exits_dir: str,
         known_exit: JobExit | None = None,
         start_time: int | None = None,
         members: Callable[[int], Members] | None = None,
@@ -64,6 +67,7 @@ class OciProcess:
         self._stdio = stdio
         self._terminal = terminal
         self._keeper = keeper
+        self._exits_dir = exits_dir
         self._members = members
         self._clean_up = clean_up
         self._exit = known_exit
@@ -73,6 +77,14 @@ class OciProcess:
     @property
     def pid(self) -> int:
         return self._pid
+
+    @property
+    def start_time(self) -> int | None:
+        return self._identity.start_time if self._identity is not None else None
+
+    @property
+    def has_terminal(self) -> bool:
+        return self._terminal is not None
 
     def duplicate_pidfd(self) -> int | None:
         """A pidfd of it, the caller's to close; None once it has been closed here."""
@@ -105,11 +117,15 @@ class OciProcess:
         self._gone = True
 
     async def _wait_without_keeper(self) -> None:
-        """The kernel still tells when it ends, and from Linux 6.15 on how."""
-        if self._pidfd is None:
-            return
-        status = await wait_exit_status(self._pidfd, zombie=self._identity)
-        if status is not None:
+        """The kernel still tells when it ends, and from Linux 6.15 on how; the keeper may have written it down."""
+        status = None
+        if self._pidfd is not None:
+            status = await wait_exit_status(self._pidfd, zombie=self._identity)
+        if self._identity is not None:
+            # First: it has the time of the end, and whether a lease was behind it.
+            container, _, _ = self.job.partition(":")
+            self._exit = await in_thread(recorded_exit, self._exits_dir, container, self._identity)
+        if self._exit is None and status is not None:
             self._exit = JobExit(job=self.job, status=status, mono=time.monotonic(), wall=time.time())
 
     async def exit_code(self) -> ExitCode:

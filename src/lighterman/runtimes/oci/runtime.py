@@ -191,6 +191,7 @@ class OciRuntime:
             id,
             call=self._call,
             keeper=lambda: self.keeper,
+            exits_dir=self._exits_dir,
             bundle=bundle,
             cgroup=cgroup,
             cgroup_path=cgroup_path,
@@ -321,7 +322,7 @@ class OciRuntime:
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
         system = self._opened(id, None, None)
-        system.adopt = lambda: adopt(evidence)
+        system.adopt = lambda: adopt(evidence, self._exits_dir)
         return system
 
     async def _open_kept(self, id: str) -> OciSystem | None:
@@ -343,7 +344,7 @@ class OciRuntime:
         evidence = find_evidence(f"{self._call.root}/{id}", self._exits_dir, id)
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
-        return adopt(evidence)
+        return adopt(evidence, self._exits_dir)
 
     def _opened(
         self,
@@ -360,6 +361,7 @@ class OciRuntime:
             id,
             call=self._call,
             keeper=lambda: self.keeper,
+            exits_dir=self._exits_dir,
             bundle=Bundle(f"{self._run_dir}/bundles/{id}"),
             cgroup=cgroup,
             cgroup_path=cgroup_path,

@@ -102,6 +102,7 @@ async def taken_over(
     *,
     terminal: bool,
     started_mono: float,
+    exits_dir: str,
     members: Callable[[int], Members] | None,
     clean_up: Callable[[], None] | None,
 ) -> tuple[OciProcess, int | None]:
@@ -111,7 +112,7 @@ async def taken_over(
     """
     held = await keeper.fetch(job.job)
     try:
-        return _made_of(held, keeper, job, terminal, started_mono, members, clean_up)
+        return _made_of(held, keeper, job, terminal, started_mono, exits_dir, members, clean_up)
     except BaseException:
         for fd in held.values():
             os.close(fd)
@@ -124,6 +125,7 @@ def _made_of(
     job: JobState,
     terminal: bool,
     started_mono: float,
+    exits_dir: str,
     members: Callable[[int], Members] | None,
     clean_up: Callable[[], None] | None,
 ) -> tuple[OciProcess, int | None]:
@@ -161,6 +163,7 @@ def _made_of(
         stdio=stdio,
         terminal=size,
         keeper=keeper,
+        exits_dir=exits_dir,
         members=members,
         clean_up=clean_up,
     )

@@ -21,10 +21,12 @@ from lighterman.errors import (
     InvalidState,
     KeeperLost,
     NotFound,
+    NotSupported,
     OperationPending,
 )
 from lighterman.keeper.client import Job, JobState, KeeperClient, MountPlan, SegmentPlan, Spawned
-from lighterman.runtimes.base import OomCounters
+from lighterman.runtimes.base import KnownExec, OomCounters
+from lighterman.runtimes.oci.adoption import adopt, of_process
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, find_kept, in_memory
 from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
@@ -35,7 +37,7 @@ from lighterman.runtimes.oci.failures import runtime_failed
 from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.pausing import freeze, thaw
 from lighterman.runtimes.oci.process import OciProcess
-from lighterman.runtimes.oci.processes import process_summaries, uninterruptible
+from lighterman.runtimes.oci.processes import PidRef, process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.saving import Saving, restoring
 from lighterman.runtimes.oci.spawning import Spawning
@@ -60,6 +62,7 @@ class OciSystem:
         *,
         call: RuntimeCall,
         keeper: Callable[[], KeeperClient],
+        exits_dir: str,
         bundle: Bundle,
         cgroup: Cgroup,
         cgroup_path: str,
@@ -84,6 +87,7 @@ class OciSystem:
         self.mount = mount
         self._plain_root = plain_root
         self._keeper = keeper
+        self._exits_dir = exits_dir
         self._process = process
         self._own_pid_namespace = own_pid_namespace
         self._oom = oom
@@ -255,6 +259,7 @@ class OciSystem:
             stdio=stdio,
             terminal=terminal,
             keeper=self._keeper(),
+            exits_dir=self._exits_dir,
             members=self._members(own) if operation == "exec" else None,
             clean_up=clean_up,
         )
@@ -378,6 +383,7 @@ class OciSystem:
             job,
             terminal=meta.terminal,
             started_mono=meta.started_mono,
+            exits_dir=self._exits_dir,
             members=self._members(self._exec_cgroups.found(meta.cgroup)) if meta.kind == "exec" else None,
             clean_up=self._exec_cgroups.leaving(meta.cgroup),
         )
@@ -393,6 +399,24 @@ class OciSystem:
         ours = [meta for meta in metas if meta is not None and meta.id == self._id and meta.kind == "exec"]
         await self._exec_cgroups.take_up({meta.cgroup for meta in ours})
         return [meta.name for meta in ours]
+
+    async def adopt_exec(self, known: KnownExec) -> OciProcess:
+        if known.start_time is None:
+            raise NotSupported(
+                f"{self.call.name}: process {known.name!r} of container {self._id} is known by its number alone"
+            )
+        process = await in_thread(self._adopt_exec, PidRef(known.pid, known.start_time))
+        self._execs[known.name] = process
+        return process
+
+    def _adopt_exec(self, process: PidRef) -> OciProcess:
+        own = self._exec_cgroups.of_process(process.pid)
+        return adopt(
+            of_process(self._exits_dir, self._id, process),
+            self._exits_dir,
+            members=self._members(own),
+            clean_up=None if own is None else lambda: self._exec_cgroups.leave(own),
+        )
 
     # ---- ending ----
 
