@@ -163,6 +163,7 @@ class Entry:
         self.heard = Flag()  # something was told of it to this engine
         self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
         self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
+        self.updating = asyncio.Lock()  # one change of its limits at a time
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
         self.start_asked_mono = 0.0
