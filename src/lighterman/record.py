@@ -7,7 +7,18 @@ import msgspec
 from lighterman.lifecycle.status import Status
 from lighterman.spec import ContainerSpec, ExitRecord
 
-__all__ = ["Record"]
+__all__ = ["Record", "Saving"]
+
+
+class Saving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A checkpoint that is being made: written down before anything is done for it.
+
+    Attributes: manually_stopped: what the record had before, for the case that nothing comes of it.
+    """
+
+    name: str
+    leave_running: bool = False
+    manually_stopped: bool = False
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -18,6 +29,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
             engine that finds it set after a crash ends what there is of that run.
         restart_at: while it is restarting: when its next run is due, seconds on the engine's monotonic clock.
         checkpoint: of its own: from which its first run goes on.
+        saving: the checkpoint that is being made of it; an engine that finds it set after a crash undoes what is half.
         manually_stopped: whether the last run was asked to end; then no policy starts it again.
         lease: what ends it: `scope`, `process`, `owner`, `connection`, or None: it lives on when the engine has gone.
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
@@ -42,6 +54,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     starting: int = 0
     restart_at: float | None = None
     checkpoint: str | None = None
+    saving: Saving | None = None
     manually_stopped: bool = False
     pid: int = 0
     runtime: str = ""

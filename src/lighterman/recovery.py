@@ -60,6 +60,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     jobs: dict[str, list[HeldJob]] = {}
     for job in await host.held_jobs({record.pid for record in records if record.pid}):
         jobs.setdefault(job.meta.id, []).append(job)
+    goes_on = {record.id: not _is_half_started(record) for record in records}
     for stone in loaded.tombstones:
         books.remember(stone, engine.inside.new_entry(decoded(stone.record)))
     rebooted = loaded.boot_id is not None and loaded.boot_id != boot_id
@@ -81,6 +82,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for failed in ends:
         if failed is not None:
             raise failed
+    await in_thread(host.settle_layers, goes_on)
     place = {record.id: number for number, record in enumerate(records)}
     due.sort(key=lambda entry: place[entry.record.id])
     for unknown in jobs.values():
@@ -127,8 +129,8 @@ async def _take_up_one(
         engine.inside.tasks.finish(engine.removal.go_on(entry), f"remove {record.name}")
         return
     entry.feed_sinks()
-    half_started = record.starting and record.status is not Status.RESTARTING
-    if half_started or record.status in (Status.CREATED, Status.EXITED):
+    frozen = await _settle_saving(engine, host, entry, frozen=frozen)
+    if _is_half_started(record) or record.status in (Status.CREATED, Status.EXITED):
         await host.end_jobs(jobs)
         await settle_the_ended(books, entry)
     elif rebooted:
@@ -142,6 +144,33 @@ async def _take_up_one(
     await engine.leases.take_up(entry)
     if rebooted and is_due_at_boot(record):
         due.append(entry)
+
+
+def _is_half_started(record: Record) -> bool:
+    return bool(record.starting) and record.status is not Status.RESTARTING
+
+
+async def _settle_saving(engine: Engine, host: LinuxHost, entry: Entry, *, frozen: bool) -> bool:
+    """A checkpoint was being made when the engine before us went. Returns: whether the container is paused."""
+    record, saving = entry.record, entry.record.saving
+    if saving is None:
+        return frozen
+    was_paused, leave_running = record.status is Status.PAUSED, saving.leave_running
+    directory = engine.checkpoints.directory(entry)
+    is_whole = await in_thread(
+        host.settle_checkpoint,
+        record.id,
+        directory,
+        saving.name,
+        leave_running=leave_running,
+        was_paused=was_paused,
+    )
+    if not is_whole:
+        record.manually_stopped = saving.manually_stopped
+    elif not leave_running:
+        entry.reason = "checkpoint"
+    record.saving = None
+    return frozen and was_paused
 
 
 async def settle_the_ended(books: Books, entry: Entry) -> None:

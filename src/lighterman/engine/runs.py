@@ -339,6 +339,8 @@ class Runs:
 
     async def _save_stopped(self, entry: Entry) -> None:
         entry.record.manually_stopped = True
+        if entry.record.saving is not None:
+            entry.record.saving = msgspec.structs.replace(entry.record.saving, manually_stopped=True)
         try:
             await self._inside.books.save(entry)
         except StoreError as failed:
