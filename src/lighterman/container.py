@@ -246,7 +246,13 @@ class Container:
         return await self._engine.client_of(self._entry).summary(self.id)
 
     async def update(self, resources: Resources) -> None:
-        """Change its limits while it runs. Raises: NotSupported for one that this host can't enforce."""
+        """Change its limits while it runs, and for its next runs.
+
+        What is None, 0 or empty stays as it is, as for docker; -1 lifts a limit of swap or pids.
+
+        Raises: InvalidSpec where it does not fit the limits that stay (swap below memory), NotSupported for one that
+            this host can't enforce, InvalidState if it is not running, StoreError; then nothing has changed.
+        """
         await self._engine.runs.update(self._entry, resources)
 
     async def set_restart_policy(self, policy: str | RestartPolicy | RestartRule) -> None:

@@ -204,6 +204,8 @@ class Entry:
         self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
         self.telling: asyncio.Task[None] | None = None  # writes them down once the disk takes them
         self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
+        self.updating = asyncio.Lock()  # one change of its limits at a time
+        self.saving = asyncio.Lock()  # one checkpoint at a time; and its files stay until that is over
         self.last_end: StateInfo | None = None
         self.start_times: tuple[float, float] | None = None
         self.start_asked_mono = 0.0

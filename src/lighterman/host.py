@@ -88,8 +88,13 @@ class Host(Protocol):
     def check_restart(self, policy: RestartPolicy) -> None:
         """Raises: NotSupported for one that waits for an end that no program comes to here."""
 
-    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
-        """Copy one of container `id` from one directory to another. Raises: NotFound, NotSupported, StoreError."""
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str, runtime: str | None) -> None:
+        """Copy one of container `id` from one directory to another.
+
+        Args: runtime: of the container that will be started from it; None: the one that was chosen.
+
+        If cancelled: nothing writes there any more. Raises: NotFound, NotSupported, RuntimeUnavailable, StoreError.
+        """
 
     # ---- the end ----
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,8 +21,11 @@ from lighterman.errors import (
     KeeperLost,
     LightermanError,
     LimitExceeded,
+    NotFound,
     NotSupported,
+    OperationTimeout,
     RuntimeUnavailable,
+    StoreError,
 )
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
@@ -29,11 +33,13 @@ from lighterman.keeper.cgroup import is_a_container
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned, default_run, default_state
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
+from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.binary import sealed_copy
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta
 from lighterman.runtimes.oci.cgroups import (
     Cgroup,
     CgroupHost,
+    MountOptions,
     OomEars,
     Poke,
     cgroup_host,
@@ -41,6 +47,7 @@ from lighterman.runtimes.oci.cgroups import (
     group_of,
 )
 from lighterman.runtimes.oci.checkpointing import SavedState
+from lighterman.runtimes.oci.copying import is_copy, remove
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
 from lighterman.runtimes.oci.orphans import look_for_orphans
@@ -88,6 +95,7 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     Raises: RuntimeUnavailable, NotSupported (an unknown runtime), KeeperLost.
     """
     probed = await in_thread(probe_all, f"{root.cache}/cache/runtimes.json")
+    await in_thread(_recover_options, cgroup_host())
     chosen, reason = pick(probed, wanted)
     facts = await in_thread(HostFacts.detect)
     await _sweep()
@@ -299,6 +307,7 @@ class LinuxHost:
         """
         held = []
         jobs = await self._settled_jobs()
+        await in_thread(_recover_options, self._cgroups)
         known |= {job.pid for job in jobs if job.pid is not None}
         self._orphaned = await _end_orphans(self._root, self.keeper, known, settled=True)
         for job in jobs:
@@ -318,7 +327,14 @@ class LinuxHost:
         while True:
             jobs = await self.keeper.list_jobs()
             in_flight = [job for job in jobs if job.pid is None and job.exit is None]
-            if not in_flight or time.monotonic() > deadline:
+            is_late = time.monotonic() > deadline
+            for job in in_flight:
+                # Nobody goes on with a copy. A call that saves a container is let come to its end: a CRIU that is
+                # killed can leave a part of itself in the processes.
+                if is_copy(job.job) or (is_late and decode_meta(job.meta) is None):
+                    with contextlib.suppress(OperationTimeout):
+                        await self.keeper.abort(job.job)
+            if not in_flight or is_late:
                 return jobs
             await asyncio.sleep(0.01)
 
@@ -343,6 +359,36 @@ class LinuxHost:
         # What an orphaned call has made after its container's remains were taken away has no bundle any more.
         for id in (await in_thread(_listed, f"{self._root.run}/bundles") | self._orphaned) - except_of:
             await (await self.runtime(None)).remove_remains(id)
+
+    def settle_checkpoint(self, id: str, directory: str, name: str, *, leave_running: bool, was_paused: bool) -> bool:
+        """After a crash while it was being made: let the container go on, or end by it as it was asked to. Blocking.
+
+        Returns: whether it is whole.
+        """
+        saved = SavedState.at(directory, name)
+        is_whole = os.path.isdir(saved.path)
+        cgroup = Cgroup(self.group_of(id), self._cgroups)
+        if is_whole and not leave_running:
+            cgroup.kill()
+        elif not was_paused:
+            with contextlib.suppress(NotFound):  # it has ended
+                cgroup.thaw()
+        try:
+            remove(saved.part)
+        except StoreError as failed:
+            log.error("container %s: a part of checkpoint %s is left: %s", id, name, failed)
+        return is_whole
+
+    def settle_layers(self, goes_on: Mapping[str, bool]) -> None:
+        """Files of a checkpoint that a killed engine was putting in place: see `layer_swap`. Blocking.
+
+        Args: goes_on: by id, whether no start was under way, or it is one of its runs.
+        """
+        for id, is_told in goes_on.items():
+            try:
+                layer_swap.settle(f"{self._root.container(id)}/upper", goes_on=is_told)
+            except StoreError as failed:
+                log.error("container %s: its files may be those of a checkpoint: %s", id, failed)
 
     def frozen(self, ids: Sequence[str]) -> set[str]:
         """Those of these containers that are paused, by the kernel. Blocking."""
@@ -457,8 +503,9 @@ class LinuxHost:
     def check_restart(self, policy: RestartPolicy) -> None:
         """Each can be carried out here."""
 
-    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str, runtime: str | None) -> None:
         """See `Host.copy_checkpoint`."""
+        (await self.runtime(runtime)).must_checkpoint("create from a checkpoint", id)
         await SavedState.at(source, name).copy_to(SavedState.at(target, name), self.keeper, id)
 
     # ---- the end ----
@@ -495,6 +542,13 @@ class LinuxHost:
             ended = True
         await self.keeper.close()
         return ended
+
+
+def _recover_options(cgroups: CgroupHost) -> None:
+    try:
+        MountOptions(cgroups, default_run()).recover()
+    except OSError as failed:
+        log.error("the cgroup tree may have lost mount options: %s", failed)
 
 
 def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:

@@ -7,7 +7,18 @@ import msgspec
 from lighterman.lifecycle.status import Status
 from lighterman.spec import ContainerSpec, ExitRecord
 
-__all__ = ["ExecRecord", "Record", "decode_exec"]
+__all__ = ["ExecRecord", "Record", "Saving", "decode_exec"]
+
+
+class Saving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A checkpoint that is being made: written down before anything is done for it.
+
+    Attributes: manually_stopped: what the record had before, for the case that nothing comes of it.
+    """
+
+    name: str
+    leave_running: bool = False
+    manually_stopped: bool = False
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -20,6 +31,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
             None: now.
         at_boot: while it is restarting: it is so since its host has come back, and its last end was told as an exit.
         checkpoint: of its own: from which its first run goes on.
+        saving: the checkpoint that is being made of it; an engine that finds it set after a crash undoes what is half.
         manually_stopped: whether the last run was asked to end; then no policy starts it again. end_reason: who or what
             has asked for that, until it has ended. kill_at: when it is killed, if it is a stop that waits; seconds on
             the engine's monotonic clock.
@@ -47,6 +59,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     restart_at: float | None = None
     at_boot: bool = False
     checkpoint: str | None = None
+    saving: Saving | None = None
     manually_stopped: bool = False
     end_reason: str | None = None
     kill_at: float | None = None

@@ -48,6 +48,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for job in await host.held_jobs({record.pid for record in records if record.pid}):
         jobs.setdefault(job.meta.id, []).append(job)
     remember_stones(engine, books, loaded)
+    begun = {record.id: not _is_half_started(record) for record in records}
     coming = _ComingBack(engine, host, books, store, loaded, rebooted=loaded.boot_id not in (None, boot_id))
     # Asked for all together: a turn of a thread for each costs more than the answers.
     coming.frozen = await in_thread(host.frozen, [record.id for record in records if record.id in jobs or record.pid])
@@ -65,6 +66,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     for failed in ends:
         if failed is not None:
             raise failed
+    await in_thread(host.settle_layers, begun)
     for id, unknown in jobs.items():
         if id not in coming.left:
             # Its container was never written down, or has been removed: nobody waits for it.
@@ -162,13 +164,11 @@ class _ComingBack:
             self._engine.inside.tasks.finish(self._engine.removal.go_on(entry), f"remove {record.name}")
             return
         entry.feed_sinks()
+        await self._settle_saving(entry)
         if rebooted:
             if await self.settling.after_reboot(entry, may_start=goes_on):
                 self.due.append(entry)
-        elif (record.starting and record.status is not Status.RESTARTING) or record.status in (
-            Status.CREATED,
-            Status.EXITED,
-        ):
+        elif _is_half_started(record) or record.status in (Status.CREATED, Status.EXITED):
             await self._host.end_jobs(jobs)
             await self.settling.ended(entry)
         else:
@@ -179,6 +179,28 @@ class _ComingBack:
             self._engine.inside.tasks.finish(self._engine.removal.remove_quietly(entry), f"remove {record.name}")
             return
         await self._engine.leases.take_up(entry)
+
+    async def _settle_saving(self, entry: Entry) -> None:
+        """A checkpoint may have been under way when the engine before us went: it is whole, or is undone."""
+        record, saving = entry.record, entry.record.saving
+        if saving is None:
+            return
+        was_paused = record.status is Status.PAUSED
+        is_whole = await in_thread(
+            self._host.settle_checkpoint,
+            record.id,
+            self._engine.checkpoints.directory(entry),
+            saving.name,
+            leave_running=saving.leave_running,
+            was_paused=was_paused,
+        )
+        if not is_whole:
+            record.manually_stopped = saving.manually_stopped
+        elif not saving.leave_running:
+            record.end_reason = "checkpoint"
+        record.saving = None
+        if not was_paused:
+            self.frozen.discard(record.id)
 
     async def end_unknown(self, id: str, jobs: list[HeldJob]) -> None:
         """What runs of a container that is in no book. Raises: KeeperLost."""
@@ -265,6 +287,10 @@ class _ComingBack:
         engine.execs.take_up(entry)
         if record.kill_at is not None:
             engine.inside.tasks.watch(engine.runs.go_on_ending(entry), f"go on with the stop of {record.name}")
+
+
+def _is_half_started(record: Record) -> bool:
+    return bool(record.starting) and record.status is not Status.RESTARTING
 
 
 def _goes_on(record: Record, *, rebooted: bool) -> bool:

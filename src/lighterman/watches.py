@@ -239,7 +239,7 @@ class Watches:
             changed,
             clock=self._clock,
             spawn=self._tasks.watch,
-            is_frozen=lambda: entry.record.status is Status.PAUSED,
+            is_frozen=lambda: entry.record.status is Status.PAUSED or entry.record.saving is not None,
         )
 
     async def _execute(self, entry: Entry, wanted: Exec) -> Answer:

@@ -296,7 +296,7 @@ class WindowsHost:
         """Raises: NotSupported for an end that no program of Windows comes to."""
         _check_restart(policy)
 
-    async def copy_checkpoint(self, id: str, name: str, source: str, target: str) -> None:
+    async def copy_checkpoint(self, id: str, name: str, source: str, target: str, runtime: str | None) -> None:
         """Raises: NotSupported: there are no checkpoints."""
         raise NotSupported("on Windows there are no checkpoints")
 

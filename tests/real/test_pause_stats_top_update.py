@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from real_support import cgroup_of, process_is_there
 
-from lighterman import Engine, InvalidState, LightermanError, Resources
+from lighterman import (
+    Engine,
+    InvalidSpec,
+    InvalidState,
+    LightermanError,
+    NotSupported,
+    Resources,
+    RuntimeFailed,
+    StoreError,
+)
+from lighterman.entry import Entry
 from lighterman.lifecycle.status import Status
+from lighterman.runtimes.oci.system import OciSystem
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -156,4 +168,97 @@ async def test_update_holds_for_the_next_run(engine: Engine) -> None:
     await box.restart(grace_s=0)
     # Docker's `update` is kept over a restart.
     assert (await box.stats()).memory_limit_bytes == 96 << 20
+    await box.remove(force=True)
+
+
+MIB = 1 << 20
+
+
+async def test_update_that_does_not_fit_what_stays_changes_nothing(engine: Engine) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], memory="64M", memory_reservation="32M")
+    await box.start()
+    with pytest.raises(InvalidSpec, match="reservation"):
+        await box.update(Resources(memory_bytes=16 * MIB))
+    assert (await box.stats()).memory_limit_bytes == 64 * MIB
+    await box.restart(grace_s=0)
+    assert (await box.stats()).memory_limit_bytes == 64 * MIB
+    await box.remove(force=True)
+
+
+async def test_update_zero_leaves_a_limit_as_it_is(engine: Engine) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], memory="64M", pids_limit=20)
+    await box.start()
+    await box.update(Resources(memory_bytes=0, pids_limit=0, cpuset_cpus=""))
+    for _ in range(2):
+        now = await box.stats()
+        assert (now.memory_limit_bytes, now.pids_limit) == (64 * MIB, 20)
+        await box.restart(grace_s=0)
+    await box.remove(force=True)
+
+
+def swap_limit(pid: int) -> int:
+    """Of memory and swap together, as docker counts."""
+    directory = cgroup_of(pid, "memory")
+    if (directory / "memory.swap.max").exists():
+        return sum(int((directory / name).read_text()) for name in ("memory.max", "memory.swap.max"))
+    return int((directory / "memory.memsw.limit_in_bytes").read_text())
+
+
+async def test_update_memory_keeps_its_sum_with_swap(engine: Engine) -> None:
+    try:
+        box = await engine.create("busybox", ["sleep", "1000"], memory="64M", memory_swap="128M")
+    except NotSupported:
+        pytest.skip("this kernel does not count swap")
+    await box.start()
+    with pytest.raises(InvalidSpec, match="swap"):
+        await box.update(Resources(memory_bytes=256 * MIB))
+    assert ((await box.stats()).memory_limit_bytes, swap_limit(box.pid)) == (64 * MIB, 128 * MIB)
+    await box.update(Resources(memory_bytes=32 * MIB))
+    assert ((await box.stats()).memory_limit_bytes, swap_limit(box.pid)) == (32 * MIB, 128 * MIB)
+    await box.restart(grace_s=0)
+    assert ((await box.stats()).memory_limit_bytes, swap_limit(box.pid)) == (32 * MIB, 128 * MIB)
+    await box.update(Resources(memory_bytes=256 * MIB, memory_swap_bytes=512 * MIB))
+    assert ((await box.stats()).memory_limit_bytes, swap_limit(box.pid)) == (256 * MIB, 512 * MIB)
+    await box.remove(force=True)
+
+
+async def test_update_that_can_not_be_written_down_is_not_in_force(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], memory="64M")
+    await box.start()
+
+    async def full(entry: Entry) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.inside.books, "save", full)
+        with pytest.raises(StoreError):
+            await box.update(Resources(memory_bytes=96 * MIB))
+    assert (await box.stats()).memory_limit_bytes == 64 * MIB
+    assert box.spec.resources.memory_bytes == 64 * MIB
+    await box.restart(grace_s=0)
+    assert (await box.stats()).memory_limit_bytes == 64 * MIB
+    await box.remove(force=True)
+
+
+async def test_update_that_its_runtime_refuses_is_undone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], memory="64M")
+    await box.start()
+    command, told = OciSystem.command, []
+
+    async def half(self: OciSystem, operation: str, *words: str, **more: Any) -> None:
+        await command(self, operation, *words, **more)
+        told.append(operation)
+        if len(told) == 1:
+            raise RuntimeFailed("the second limit was refused", runtime="any", operation=operation)
+
+    monkeypatch.setattr(OciSystem, "command", half)
+    with pytest.raises(RuntimeFailed, match="second"):
+        await box.update(Resources(memory_bytes=96 * MIB, pids_limit=30))
+    assert told == ["update", "update"]
+    for _ in range(2):
+        now = await box.stats()
+        assert (now.memory_limit_bytes, now.pids_limit) == (64 * MIB, None)
+        await box.restart(grace_s=0)
     await box.remove(force=True)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from lighterman import limits
 from lighterman.engine.inside import Inside
 from lighterman.engine.runs import CHECKPOINTS, Runs
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, LightermanError, NotFound
+from lighterman.errors import InvalidSpec, InvalidState, LightermanError, NotFound, StoreError
 from lighterman.journal import Event
+from lighterman.record import Saving
 from lighterman.runtimes.options import WithCheckpoint
 from lighterman.supervisor import checkpoints
+from lighterman.supervisor.client import Client
 from lighterman.threads import in_thread
 
 __all__ = ["Checkpoints"]
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
+_LOOK_S = 0.01  # for the end of a health check's command
 
 
 class Checkpoints:
@@ -33,34 +42,75 @@ class Checkpoints:
         )
 
     async def _make(self, entry: Entry, name: str, *, leave_running: bool) -> None:
-        record, client = entry.record, self._inside.client_of(entry)
-        reason, marked = entry.reason, record.manually_stopped
-        if not leave_running:
-            entry.reason = reason or "checkpoint"
-            await self._runs.mark_stopped(entry)
-        generation, pid, ended = record.generation, record.pid, entry.ended
-        try:
-            await client.create_checkpoint(record.id, name, self._directory(entry), leave_running=leave_running)
-        except LightermanError:
-            if not leave_running and entry.is_registered and record.generation == generation:
-                entry.reason, record.manually_stopped = reason, marked
-                await self._inside.books.save(entry)
-            raise
-        told = Event(
-            kind="checkpoint", container=record.id, name=record.name, generation=generation, pid=pid, reason=name
-        )
-        await self._inside.books.tell_fact(entry, told)
+        async with entry.saving:
+            ended = entry.ended
+            await self._save(entry, name, leave_running=leave_running)
         if not leave_running:
             await ended.wait()
 
+    async def _save(self, entry: Entry, name: str, *, leave_running: bool) -> None:
+        record, books = entry.record, self._inside.books
+        client = self._inside.client_of(entry)
+        reason, generation, pid = entry.reason, record.generation, record.pid
+        marked = record.manually_stopped
+        # Before it is frozen: whoever dies from here on, the next engine lets it go on.
+        record.saving = Saving(name=name, leave_running=leave_running, manually_stopped=marked)
+        if not leave_running:
+            entry.reason = reason or "checkpoint"
+            # Nor may any policy start it again once it has ended by this.
+            record.manually_stopped = marked or record.spec.restart.can_restart
+        try:
+            await books.save(entry)
+            await self._create(client, entry, name, leave_running=leave_running)
+        except LightermanError:
+            # Who has stopped it meanwhile has marked it there.
+            marked, record.saving = record.saving.manually_stopped, None
+            if entry.is_registered and record.generation == generation:
+                entry.reason = reason if entry.reason == "checkpoint" else entry.reason
+                record.manually_stopped = marked
+            await self._forget_saving(entry)
+            raise
+        record.saving = None
+        told = Event(
+            kind="checkpoint", container=record.id, name=record.name, generation=generation, pid=pid, reason=name
+        )
+        await books.tell_fact(entry, told)
+
+    async def _create(self, client: Client, entry: Entry, name: str, *, leave_running: bool) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            await self._wait_for_probes(entry)
+            try:
+                await client.create_checkpoint(
+                    entry.record.id, name, self.directory(entry), leave_running=leave_running
+                )
+            except InvalidState:
+                # One that was about to begin came in between.
+                if not tries_left or not _has_probes(entry):
+                    raise
+            else:
+                return
+
+    async def _wait_for_probes(self, entry: Entry) -> None:
+        """No further one begins as long as a checkpoint is being made; each has a time of its own."""
+        deadline = self._inside.clock.mono() + limits.RUNTIME_CALL_S
+        while _has_probes(entry) and self._inside.clock.mono() < deadline:
+            await self._inside.clock.sleep(_LOOK_S)
+
+    async def _forget_saving(self, entry: Entry) -> None:
+        try:
+            await self._inside.books.save(entry)
+        except StoreError as failed:
+            # The next engine finds nothing to undo.
+            log.error("container %s: that its checkpoint failed is not written down: %s", entry.record.name, failed)
+
     async def names(self, entry: Entry) -> Sequence[str]:
         """See `Container.checkpoints`."""
-        return await in_thread(checkpoints.names, self._directory(entry))
+        return await in_thread(checkpoints.names, self.directory(entry))
 
     async def delete(self, entry: Entry, name: str) -> None:
         """See `Container.delete_checkpoint`."""
         checkpoints.check_name(name)
-        await in_thread(checkpoints.delete, self._directory(entry), name)
+        await in_thread(checkpoints.delete, self.directory(entry), name)
 
     async def find(self, place: str) -> tuple[Entry, str]:
         """The container and the name of `CONTAINER/CHECKPOINT`. Raises: InvalidSpec, NotFound."""
@@ -73,8 +123,9 @@ class Checkpoints:
 
     async def copy(self, source: Entry, name: str, entry: Entry) -> None:
         """Give another container the same checkpoint. Raises: NotFound, NotSupported, StoreError."""
-        host, id = self._inside.host, source.record.id
-        await host.copy_checkpoint(id, name, self._directory(source), self._directory(entry))
+        host, record = self._inside.host, source.record
+        runtime = record.spec.runtime
+        await host.copy_checkpoint(record.id, name, self.directory(source), self.directory(entry), runtime)
 
     async def _must_have(self, entry: Entry, name: str, operation: str) -> None:
         checkpoints.check_name(name)
@@ -88,7 +139,12 @@ class Checkpoints:
     async def start_from(self, entry: Entry, name: str) -> None:
         """Start it from a checkpoint. Raises: as `Container.start`."""
         await self._must_have(entry, name, "start")
-        await self._runs.start(entry, WithCheckpoint(name, self._directory(entry)))
+        await self._runs.start(entry, WithCheckpoint(name, self.directory(entry)))
 
-    def _directory(self, entry: Entry) -> str:
+    def directory(self, entry: Entry) -> str:
+        """Where those of a container lie."""
         return f"{self._inside.root.container(entry.record.id)}/{CHECKPOINTS}"
+
+
+def _has_probes(entry: Entry) -> bool:
+    return any(life.is_probe and not life.ended.is_set() for life in entry.execs.values())

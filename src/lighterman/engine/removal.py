@@ -99,7 +99,9 @@ class Removal:
         await self.take_away(entry)
 
     async def remove_files(self, entry: Entry) -> None:
-        """Its directory with all that is in it. Raises: StoreError."""
+        """Its directory with all that is in it, once no checkpoint is written there any more. Raises: StoreError."""
+        async with entry.saving:
+            pass
         await in_thread(_remove_tree, self._inside.root.container(entry.record.id))
 
     async def _bury_later(self, entry: Entry) -> None:

@@ -14,6 +14,7 @@ from lighterman import limits
 from lighterman.arguments import check_seconds
 from lighterman.asking import as_stored, split_restart
 from lighterman.ends import to_its_end
+from lighterman.engine import updating
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases
 from lighterman.entry import Entry, not_started
@@ -286,22 +287,58 @@ class Runs:
         await client.signal(entry.record.id, signal)
 
     async def update(self, entry: Entry, resources: Resources) -> None:
-        """See `Container.update`."""
+        """See `Container.update`. If cancelled: it goes on."""
         if not isinstance(resources, Resources):
             raise InvalidSpec(f"resources {resources!r:.140}: must be a lighterman.Resources")
         resources = as_stored("resources", resources)
-        await in_thread(self._inside.host.check_resources, resources)
-        client, record = self._inside.client_of(entry), entry.record
-        await client.update_resources(record.id, resources)
-        # The next run, by its policy or asked for, has the same limits.
-        asked = {
-            name: value for name in resources.__struct_fields__ if (value := getattr(resources, name)) not in (None, ())
-        }
-        merged = msgspec.structs.replace(record.spec.resources, **asked)
-        record.spec = msgspec.structs.replace(record.spec, resources=merged)
+        self._inside.client_of(entry)
+        await self._inside.tasks.finish_and_wait(self._update(entry, resources), f"update {entry.record.name}")
+
+    async def _update(self, entry: Entry, asked: Resources) -> None:
+        async with entry.updating:
+            client, before = self._inside.client_of(entry), entry.record.spec.resources
+            after, sent = updating.merged(before, asked), updating.to_send(asked, before)
+            await in_thread(self._inside.host.check_resources, after)
+            if sent == Resources():
+                return
+            # The next run, by its policy or asked for, has the same limits. Written down first: what is in force and
+            # lost with the engine would be another limit for the next run.
+            await self._set_resources(entry, client, after)
+            try:
+                await client.update_resources(entry.record.id, sent)
+            except LightermanError as failed:
+                await self._undo_update(entry, client, failed, before, asked)
+                raise
+
+    async def _set_resources(self, entry: Entry, client: Client, resources: Resources) -> None:
+        """Raises: StoreError, and as `spec_of`; then nothing has changed."""
+        record, before = entry.record, entry.record.spec.resources
+        record.spec = msgspec.structs.replace(record.spec, resources=resources)
+        try:
+            spec = await self.spec_of(entry)
+            await self._inside.books.save(entry)
+        except LightermanError:
+            record.spec = msgspec.structs.replace(record.spec, resources=before)
+            raise
         if entry.is_registered:
-            client.set_spec(record.id, await self.spec_of(entry))
-        await self._inside.books.save(entry)
+            client.set_spec(record.id, spec)
+
+    async def _undo_update(
+        self, entry: Entry, client: Client, failed: LightermanError, before: Resources, asked: Resources
+    ) -> None:
+        name = entry.record.name
+        try:
+            await self._set_resources(entry, client, before)
+        except LightermanError as refused:
+            log.error("container %s: that its limits are the old ones is not written down: %s", name, refused)
+            entry.record.spec = msgspec.structs.replace(entry.record.spec, resources=before)
+        if isinstance(failed, InvalidState | NotFound):
+            return  # it came to nothing that runs
+        try:
+            # A runtime sets one after the other: some of them may be in force.
+            await client.update_resources(entry.record.id, updating.to_undo(asked, before))
+        except LightermanError as refused:
+            log.error("container %s: a part of its new limits may be in force until it ends: %s", name, refused)
 
     async def set_restart_policy(self, entry: Entry, policy: str | RestartPolicy | RestartRule) -> None:
         """See `Container.set_restart_policy`."""
@@ -391,6 +428,8 @@ class Runs:
 
     async def _save_stopped(self, entry: Entry) -> None:
         entry.record.manually_stopped = True
+        if entry.record.saving is not None:
+            entry.record.saving = msgspec.structs.replace(entry.record.saving, manually_stopped=True)
         await self._save_quietly(entry)
 
     async def _save_quietly(self, entry: Entry) -> None:

@@ -248,7 +248,12 @@ class ComputeSystem(Protocol):
     async def has_pending_updates(self) -> bool: ...
     async def update_resources(self, resources: Resources) -> None: ...
 
-    async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None: ...
+    async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
+        """Write it below `directory`, into `options.unfinished(name)`, which is there; renamed `name` once it is whole.
+
+        That is before the container ends by it: whoever dies in between, there is a checkpoint or a container. A
+        runtime that writes no files leaves the renaming to who called.
+        """
 
     async def restore(self, name: str, directory: str) -> ComputeProcess:
         """Continue from a checkpoint in place of the first `create_process`."""

@@ -19,6 +19,7 @@ __all__ = [
     "WithCheckpoint",
     "WithLease",
     "WithRestartPolicy",
+    "unfinished",
 ]
 
 
@@ -72,6 +73,11 @@ class WithCheckpoint(CreateOption, frozen=True):
 
     name: str
     directory: str
+
+
+def unfinished(name: str) -> str:
+    """What the directory of a checkpoint is called until it is whole; no checkpoint can have such a name."""
+    return f".part-{name}"
 
 
 class FirstRun(CreateOption, frozen=True):

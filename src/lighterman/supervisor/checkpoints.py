@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import uuid
 from collections.abc import Sequence
 
 from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
-from lighterman.runtimes.options import WithCheckpoint
+from lighterman.runtimes.options import WithCheckpoint, unfinished
 from lighterman.trees import remove_tree
 
-__all__ = ["check_name", "check_options", "delete", "names", "reserve"]
+__all__ = ["abandon", "check_name", "check_options", "complete", "delete", "names", "reserve"]
 
+_GONE = ".gone-"  # what one is called while it is being removed
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -40,15 +43,32 @@ def check_options(options: Sequence[WithCheckpoint]) -> None:
 
 
 def reserve(directory: str, name: str) -> None:
-    """Make the directory of one checkpoint. Raises: AlreadyExists, StoreError."""
+    """Make the directory in which one comes to be. Raises: AlreadyExists, StoreError."""
     path = _path(directory, name)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        os.mkdir(path, 0o700)
+        if os.path.lexists(path):
+            raise AlreadyExists(f"checkpoint {name!r} exists already in {directory}")
+        os.mkdir(os.path.join(directory, unfinished(name)), 0o700)
     except FileExistsError:
-        raise AlreadyExists(f"checkpoint {name!r} exists already in {directory}") from None
+        raise AlreadyExists(f"checkpoint {name!r} is being made already in {directory}") from None
     except OSError as failed:
         raise StoreError(f"checkpoint {name!r} can't be made in {directory}: {failed.strerror}") from failed
+
+
+def complete(directory: str, name: str) -> None:
+    """It is whole, and gets its name if its runtime has not given it that. Raises: StoreError."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(os.path.join(directory, unfinished(name)), _path(directory, name))
+    except OSError as failed:
+        raise StoreError(f"checkpoint {name!r} can't be made in {directory}: {failed.strerror}") from failed
+
+
+def abandon(directory: str, name: str) -> None:
+    """One that was reserved has failed: remove what there is of it. Raises: StoreError."""
+    for path in (os.path.join(directory, unfinished(name)), _path(directory, name)):
+        _remove(directory, name, path)
 
 
 def names(directory: str) -> tuple[str, ...]:
@@ -66,9 +86,27 @@ def names(directory: str) -> tuple[str, ...]:
 def delete(directory: str, name: str) -> None:
     """Remove one checkpoint. Raises: NotFound, StoreError."""
     path = _path(directory, name)
+    gone = os.path.join(directory, f"{_GONE}{uuid.uuid4().hex[:12]}")
     try:
-        remove_tree(path)
+        _sweep(directory)
+        # Killed half-way, it leaves no checkpoint of which a part is missing.
+        os.rename(path, gone)
     except FileNotFoundError:
         raise NotFound(f"no checkpoint {name!r} in {directory}") from None
+    except OSError as failed:
+        raise StoreError(f"checkpoint {name!r} in {directory} can't be removed: {failed.strerror}") from failed
+    _remove(directory, name, gone)
+
+
+def _sweep(directory: str) -> None:
+    for name in os.listdir(directory):
+        if name.startswith(_GONE):
+            _remove(directory, name, os.path.join(directory, name))
+
+
+def _remove(directory: str, name: str, path: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(path)
     except OSError as failed:
         raise StoreError(f"checkpoint {name!r} in {directory} can't be removed: {failed.strerror}") from failed

@@ -212,8 +212,9 @@ class Client:
         await in_thread(checkpoints.reserve, directory, name)
         try:
             await container.checkpoint(name, directory, leave_running=leave_running)
+            await in_thread(checkpoints.complete, directory, name)
         except BaseException:
-            await in_thread(checkpoints.delete, directory, name)
+            await in_thread(checkpoints.abandon, directory, name)
             raise
 
     async def list_checkpoints(self, directory: str) -> tuple[str, ...]:

@@ -215,6 +215,19 @@ class Container:
         making: list[asyncio.Task[None]] = []
 
         async def make(run: Run) -> None:
+            if run.execs and self._around.runtime.features().checkpoint:
+                raise InvalidState(
+                    f"container {self.id} runs exec processes, which can't be a part of a checkpoint: end them first",
+                    operation="checkpoint",
+                    container=self.id,
+                )
+            run.saving = name
+            try:
+                await save(run)
+            finally:
+                run.saving = None
+
+        async def save(run: Run) -> None:
             self._manually_stopped = self._manually_stopped or not leave_running
             # Its size is that of the memory: no fixed bound fits.
             work = run.system.checkpoint(name, directory, leave_running=leave_running)
@@ -239,6 +252,12 @@ class Container:
         run = self._running()
         if run.paused:
             raise InvalidState(f"container {self.id} is paused: resume it first", operation="exec", container=self.id)
+        if run.saving is not None:
+            raise InvalidState(
+                f"container {self.id} is being saved as checkpoint {run.saving!r}: start processes when that is done",
+                operation="exec",
+                container=self.id,
+            )
         return await self._execs.add(run, name, config)
 
     def running_system(self) -> Run:

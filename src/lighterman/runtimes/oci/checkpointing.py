@@ -9,25 +9,25 @@ A checkpoint is a directory of its own:
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
 import socket
 import struct
 import subprocess
-import uuid
 
 import msgspec
 
-from lighterman import limits
+from lighterman.ends import to_its_end
 from lighterman.errors import NotFound, RuntimeFailed, StoreError
-from lighterman.keeper.client import Job, KeeperClient
+from lighterman.keeper.client import KeeperClient
+from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.bundle import check_id
+from lighterman.runtimes.oci.copying import copy_tree
 from lighterman.runtimes.oci.syscalls import set_network_namespace
+from lighterman.runtimes.options import unfinished
 from lighterman.spec import HostFile, Spec
 from lighterman.threads import in_thread
-from lighterman.trees import remove_tree
 
 __all__ = ["SavedState", "criu_environment", "find_criu", "going_to", "raise_loopback", "why_no_checkpoints"]
 
@@ -79,15 +79,25 @@ def why_no_checkpoints(runtime: str) -> str | None:
 
 
 class SavedState(msgspec.Struct, frozen=True):
-    """The parts of one checkpoint. The directory itself is made and removed by whoever names it."""
+    """The parts of one checkpoint.
+
+    Attributes:
+        path: its directory once it is whole. part: where it comes to be, made and removed by whoever names it.
+    """
 
     path: str
+    part: str
 
     @classmethod
     def at(cls, directory: str, name: str) -> SavedState:
         """Raises: InvalidSpec for what can't be a name."""
         check_id(name)
-        return cls(os.path.join(directory, name))
+        return cls(os.path.join(directory, name), os.path.join(directory, unfinished(name)))
+
+    @property
+    def being_made(self) -> SavedState:
+        """The same, as long as it is not whole."""
+        return SavedState(self.part, self.part)
 
     @property
     def images(self) -> str:
@@ -113,9 +123,16 @@ class SavedState(msgspec.Struct, frozen=True):
         except OSError as failed:
             raise StoreError(f"checkpoint {self.path} can't be written: {failed.strerror}") from failed
 
+    def complete(self) -> None:
+        """All of it is there. Blocking. Raises: StoreError."""
+        try:
+            os.rename(self.part, self.path)
+        except OSError as failed:
+            raise StoreError(f"{self.part} can't be moved to {self.path}: {failed.strerror}") from failed
+
     def require_whole(self, container: str) -> None:
         """Blocking. Raises: NotFound if there is none, or a part of one whose making was cut short."""
-        # CRIU writes it last.
+        # Of a release that has not renamed them CRIU's last file is all that tells.
         if not os.path.isfile(f"{self.images}/inventory.img"):
             raise NotFound(f"there is no whole checkpoint at {self.path}", operation="restore", container=container)
 
@@ -133,7 +150,7 @@ class SavedState(msgspec.Struct, frozen=True):
 
     async def save_files(self, keeper: KeeperClient, upper: str, container: str) -> None:
         """Copy a writable layer into it; nobody may write there meanwhile. Raises: StoreError."""
-        await _copy_tree(keeper, upper, self.upper, container)
+        await copy_tree(keeper, upper, self.upper, container)
 
     async def copy_to(self, other: SavedState, keeper: KeeperClient, container: str) -> None:
         """Make another one that is the same. Raises: NotFound if this is no whole one, StoreError."""
@@ -142,14 +159,14 @@ class SavedState(msgspec.Struct, frozen=True):
             await in_thread(os.makedirs, os.path.dirname(other.path), mode=0o700, exist_ok=True)
         except OSError as failed:
             raise StoreError(f"checkpoint {other.path} can't be written: {failed.strerror}") from failed
-        await _copy_tree(keeper, self.path, other.path, container)
+        await copy_tree(keeper, self.path, other.part, container)
+        await to_its_end(in_thread(other.complete))
 
     async def put_files_back(self, keeper: KeeperClient, upper: str, container: str) -> None:
-        """Make a writable layer what it was when the checkpoint was made. Raises: StoreError."""
-        fresh = f"{upper}.new"
-        await in_thread(_remove, fresh)
-        await _copy_tree(keeper, self.upper, fresh, container)
-        await in_thread(_replace, fresh, upper)
+        """Make a writable layer what it was when the checkpoint was made; see `layer_swap`. Raises: StoreError."""
+        await to_its_end(in_thread(layer_swap.prepare, upper))
+        await copy_tree(keeper, self.upper, layer_swap.fresh(upper), container)
+        await to_its_end(in_thread(layer_swap.put_in, upper))
 
 
 def _criu_words(path: str) -> str:
@@ -165,48 +182,6 @@ def _criu_words(path: str) -> str:
 
 def _one_line(lines: list[str]) -> str:
     return "; ".join(" ".join(line.split()) for line in lines)[:_SAID_CHARS]
-
-
-# ---- its files -------------------------------------------------------------------------------------------------------
-
-
-async def _copy_tree(keeper: KeeperClient, source: str, target: str, container: str) -> None:
-    """With everything that is a part of an overlay's layer: owners, times, links, devices, extended attributes."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        copied = await keeper.spawn(
-            Job(
-                job=f"{container}:{uuid.uuid4().hex[:12]}",
-                argv=("cp", "--archive", "--reflink=auto", "--no-target-directory", "--", source, target),
-                executable=shutil.which("cp", path=os.defpath) or "/bin/cp",
-                env={"PATH": os.defpath},
-                stdio=(null, null, null),
-                timeout_s=limits.CHECKPOINT_S,
-            )
-        )
-    except RuntimeFailed as failed:
-        raise StoreError(f"{source} can't be copied: {failed}") from failed
-    finally:
-        os.close(null)
-    if copied.status != 0:
-        await in_thread(_remove, target)
-        raise StoreError(f"{source} can't be copied to {target}: is the disk full?")
-
-
-def _remove(path: str) -> None:
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            remove_tree(path)
-    except OSError as failed:
-        raise StoreError(f"{path} can't be removed: {failed.strerror}") from failed
-
-
-def _replace(fresh: str, old: str) -> None:
-    _remove(old)
-    try:
-        os.rename(fresh, old)
-    except OSError as failed:
-        raise StoreError(f"{fresh} can't be moved to {old}: {failed.strerror}") from failed
 
 
 # ---- its cgroup ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from lighterman.errors import (
 )
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.runtimes.base import CreateOption, Features, RuntimeVersion
+from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.adoption import adopt, find_evidence
 from lighterman.runtimes.oci.bundle import Bundle, check_id, write_host_files
 from lighterman.runtimes.oci.calls import RuntimeCall, decode_meta
@@ -175,9 +176,27 @@ class OciRuntime:
             spec = _with_cgroup_path(spec, cgroup_path)
         upper = spec.rootfs.upper if isinstance(spec.rootfs, Overlay) else None
         bundle = Bundle(f"{self._run_dir}/bundles/{id}")
-        if checkpoint is not None:
-            await self._put_files_back(id, checkpoint, upper)
-            spec = going_to(spec, cgroup_path, bundle.criu_config)
+        try:
+            if checkpoint is not None:
+                await self._put_files_back(id, checkpoint, upper)
+                spec = going_to(spec, cgroup_path, bundle.criu_config)
+            return await self._make_system(id, spec, document, bundle, cgroup_path, segments, lease, upper)
+        except BaseException:
+            if checkpoint is not None and upper is not None:
+                await to_its_end(in_thread(layer_swap.take_back, upper))
+            raise
+
+    async def _make_system(
+        self,
+        id: str,
+        spec: Spec,
+        document: _Document,
+        bundle: Bundle,
+        cgroup_path: str,
+        segments: OutputSegments | None,
+        lease: str | None,
+        upper: str | None,
+    ) -> OciSystem:
         # Directories, config.json and the mount can all meet a slow disk: together, in one turn of a thread.
         preparing = asyncio.ensure_future(in_thread(self._prepare, bundle, spec))
         try:
@@ -216,6 +235,15 @@ class OciRuntime:
         await in_thread(saved.require_whole, id)
         if upper is not None and await in_thread(os.path.isdir, saved.upper):
             await saved.put_files_back(self.keeper, upper, id)
+
+    def must_checkpoint(self, operation: str, id: str) -> None:
+        """Raises: NotSupported where its containers can't be checkpointed."""
+        if self._no_checkpoints is not None:
+            raise NotSupported(
+                f"{self.name}: {operation} is not possible here: {self._no_checkpoints}",
+                operation=operation,
+                container=id,
+            )
 
     def _group_parent(self) -> str:
         """Asked for once for each keeper."""
@@ -376,6 +404,7 @@ class OciRuntime:
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
         )
+        system.goes_on = True
         self._systems[id] = system
         return system
 
@@ -413,6 +442,7 @@ class OciRuntime:
                 await in_thread(os.makedirs, system.bundle.path, exist_ok=True)
                 await system.command("delete", "--force", system.id)
                 left = await in_thread(self._take_away, system)
+            await in_thread(system.take_files_back)
             if left:
                 log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
         except (LightermanError, OSError) as failed:

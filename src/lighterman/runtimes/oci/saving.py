@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import signal as signals
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import msgspec
 
 from lighterman import limits
+from lighterman.ends import to_its_end
 from lighterman.errors import AlreadyStopped, InvalidState, NotFound, NotSupported, RuntimeFailed
 from lighterman.keeper.client import Job, KeeperClient
-from lighterman.runtimes.oci.cgroups import Cgroup, MountOptions
+from lighterman.roots import default_run
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, MountOptions
 from lighterman.runtimes.oci.checkpointing import SavedState, criu_environment, raise_loopback
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.threads import in_own_thread, in_thread
@@ -33,6 +36,21 @@ class _Command(Protocol):
 def restoring(job: Job) -> Job:
     """The same call, with what it takes when it goes on from a checkpoint."""
     return msgspec.structs.replace(job, env={**job.env, **criu_environment()}, timeout_s=limits.CHECKPOINT_S)
+
+
+@asynccontextmanager
+async def keeping_options(host: CgroupHost) -> AsyncIterator[None]:
+    """For the time of a call of CRIU's: see `MountOptions`."""
+    options = MountOptions(host, default_run())
+    try:
+        await to_its_end(in_thread(options.begin))
+        yield
+    finally:
+        await to_its_end(in_thread(options.end))
+
+
+async def _ended(work: asyncio.Future[None]) -> None:
+    await asyncio.wait((work,))
 
 
 class Saving:
@@ -61,6 +79,7 @@ class Saving:
         self._command = command
         self._why_not = why_not
         self._own_network = own_network
+        self._copying: asyncio.Future[None] | None = None
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -84,7 +103,7 @@ class Saving:
         """Frozen all the while: between what is saved and its end, or its going on, it does nothing.
 
         Args: beside: exec processes that run. upper: the root's writable layer.
-        Raises: InvalidState, RuntimeFailed, StoreError; then it goes on.
+        Raises: InvalidState, RuntimeFailed, StoreError; then it goes on. AlreadyStopped if it was killed meanwhile.
         """
         if beside:
             raise InvalidState(
@@ -98,16 +117,24 @@ class Saving:
         finally:
             self.idle.set()
 
+    def give_up(self) -> None:
+        """It is being killed: what is copied now is of no use any more."""
+        if self._copying is not None:
+            self._copying.cancel()
+
     async def _save(self, saved: SavedState, init: OciProcess, upper: str | None, *, leave_running: bool) -> None:
-        await in_thread(saved.make)
+        making = saved.being_made
+        await in_thread(making.make)
         was_paused = await in_thread(self._cgroup.is_frozen)
         if not was_paused:
             await in_thread(self._cgroup.freeze)
         go_on = True
         try:
-            await self._dump(saved)
+            await self._dump(making)
             if upper is not None:
-                await saved.save_files(self._keeper(), upper, self._id)
+                await self._copy(making, upper)
+            # It has its name before the container ends: whoever dies in between, one of the two is there.
+            await in_thread(saved.complete)
             go_on = leave_running
         finally:
             if go_on and not was_paused:
@@ -118,15 +145,28 @@ class Saving:
                 await init.kill(signals.SIGKILL)
             await in_thread(self._cgroup.kill)
 
+    async def _copy(self, making: SavedState, upper: str) -> None:
+        copying = self._copying = asyncio.ensure_future(making.save_files(self._keeper(), upper, self._id))
+        try:
+            # Not by itself: whether it was given up, or who waits for it was cancelled, is told apart by who did it.
+            await asyncio.wait((copying,))
+        except asyncio.CancelledError:
+            copying.cancel()
+            await to_its_end(_ended(copying))
+            raise
+        finally:
+            self._copying = None
+        if copying.cancelled():
+            raise AlreadyStopped(f"container {self._id} was killed while it was being saved", container=self._id)
+        await copying
+
     async def _dump(self, saved: SavedState) -> None:
         words = saved.words("--leave-running", self._id)
-        options = await in_thread(MountOptions, self._cgroup.host)
-        try:
-            await self._command("checkpoint", *words, env=criu_environment(), timeout_s=limits.CHECKPOINT_S)
-        except RuntimeFailed as failed:
-            raise await in_thread(saved.blame, failed, "dump.log") from failed
-        finally:
-            await in_thread(options.set_back)
+        async with keeping_options(self._cgroup.host):
+            try:
+                await self._command("checkpoint", *words, env=criu_environment(), timeout_s=limits.CHECKPOINT_S)
+            except RuntimeFailed as failed:
+                raise await in_thread(saved.blame, failed, "dump.log") from failed
 
     async def restore(self, saved: SavedState, call: Callable[[Sequence[str]], Awaitable[OciProcess]]) -> OciProcess:
         """Go on from it. `call` is given words of the runtime's command line.
@@ -134,13 +174,11 @@ class Saving:
         Raises: NotFound if it is no whole checkpoint, RuntimeFailed.
         """
         await in_thread(saved.require_whole, self._id)
-        options = await in_thread(MountOptions, self._cgroup.host)
-        try:
-            init = await call(saved.words())
-        except RuntimeFailed as failed:
-            raise await in_thread(saved.blame, failed, "restore.log") from failed
-        finally:
-            await in_thread(options.set_back)
+        async with keeping_options(self._cgroup.host):
+            try:
+                init = await call(saved.words())
+            except RuntimeFailed as failed:
+                raise await in_thread(saved.blame, failed, "restore.log") from failed
         if self._own_network:
             await self._raise_loopback(init)
         return init

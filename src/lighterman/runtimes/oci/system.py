@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal as signals
 import uuid
@@ -23,9 +24,11 @@ from lighterman.errors import (
     NotFound,
     NotSupported,
     OperationPending,
+    StoreError,
 )
 from lighterman.keeper.client import Job, JobState, KeeperClient, MountPlan, SegmentPlan, Spawned
 from lighterman.runtimes.base import KnownExec, OomCounters
+from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.adoption import adopt, of_process
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, find_kept, in_memory
@@ -49,6 +52,8 @@ from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 from lighterman.threads import in_thread, look_at_files
 
 __all__ = ["OciSystem"]
+
+log = logging.getLogger(__name__)
 
 _EXEC_FD = 3  # the runtime reads an exec's `process` from there, and closes it before it starts the program
 
@@ -101,6 +106,7 @@ class OciSystem:
         self.listed: Sequence[JobState] = ()  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
+        self.goes_on = False  # from its checkpoint
         self._init: OciProcess | None = None
         self._execs: dict[str, OciProcess] = {}
         self._terminating = False
@@ -434,6 +440,7 @@ class OciSystem:
 
     async def terminate(self) -> None:
         self._terminating = True
+        self.saving.give_up()
         if self._init is None:
             await self._kill_cgroup()
             return
@@ -528,7 +535,19 @@ class OciSystem:
     async def restore(self, name: str, directory: str) -> OciProcess:
         self.saving.must_be_possible("restore")
         spawn = partial(self._spawn_init, "restore", process=self._process)
-        return await self.saving.restore(SavedState.at(directory, name), spawn)
+        init = await self.saving.restore(SavedState.at(directory, name), spawn)
+        self.goes_on = True
+        if self._upper is not None:
+            try:
+                await in_thread(layer_swap.keep, self._upper)
+            except StoreError as failed:
+                log.error("container %s: the files that it had before are left: %s", self._id, failed)
+        return init
+
+    def take_files_back(self) -> None:
+        """Where it was to go on from a checkpoint and does not. Blocking; nothing of it runs. Raises: StoreError."""
+        if self._upper is not None and not self.goes_on:
+            layer_swap.take_back(self._upper)
 
     async def command(
         self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float | None = None
