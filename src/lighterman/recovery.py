@@ -181,7 +181,7 @@ def is_due_at_boot(record: Record) -> bool:
 async def tell_lost(books: Books, entry: Entry, why: str) -> None:
     """It ran when the engine before us went, and how it ended nobody can know."""
     record = entry.record
-    record.status, record.pid, record.until = Status.EXITED, 0, None
+    record.status, record.pid, record.until, record.remedy = Status.EXITED, 0, None, None
     record.exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
     await books.tell(
         entry,
@@ -226,7 +226,7 @@ async def _tell_restart(books: Books, entry: Entry, held: HeldJob | None) -> Non
         )
     else:
         exit = ExitRecord(unknown=_KEEPER_LOST)
-    record.status, record.pid = Status.RESTARTING, 0
+    record.status, record.pid, record.remedy = Status.RESTARTING, 0, None
     record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
     told = Event(
         kind="restart",

@@ -17,8 +17,16 @@ from lighterman.arguments import check_seconds
 from lighterman.books import Books
 from lighterman.checks import PROBES, Exec, HealthCheck, LogPattern, Port, Readiness, SdNotify
 from lighterman.clock import Clock
-from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, KeeperLost, LightermanError, NotFound, OperationTimeout
+from lighterman.entry import UNHEALTHY, Entry
+from lighterman.errors import (
+    InvalidSpec,
+    InvalidState,
+    KeeperLost,
+    LightermanError,
+    NotFound,
+    OperationTimeout,
+    StoreError,
+)
 from lighterman.execs import Execs
 from lighterman.host import Host
 from lighterman.journal import Event
@@ -33,6 +41,7 @@ from lighterman.supervisor.tasks import OwnedTasks
 from lighterman.threads import in_own_thread
 
 if TYPE_CHECKING:
+    from lighterman.checks import OnUnhealthy
     from lighterman.runtimes.oci.reach import Reach
 
 __all__ = ["Until", "Watches"]
@@ -203,8 +212,14 @@ class Watches:
         check, ready = _check_of(entry), record.spec.ready
         if check is not None:
             watch.monitor = HealthMonitor(
-                check, started=info.started_mono or self._clock.mono(), status=Health(record.health or Health.STARTING)
+                check,
+                started=info.started_mono or self._clock.mono(),
+                status=Health(record.health or Health.STARTING),
+                startup_over=record.startup_over,
             )
+            if record.remedy is not None:
+                # An earlier engine had found it unhealthy, and may not have come to the end of what follows.
+                self._act_on(entry, record.remedy)
             watching = self._watch_health(entry, watch, watch.monitor)
             watch.tasks.append(self._tasks.watch(watching, f"health of {record.name}"))
         # Known to be ready, it is listened to all the same: its next run may speak in its first moment.
@@ -222,16 +237,32 @@ class Watches:
             found = await _call(wanted, self._face(entry))
             return bool(found), repr(found)
 
-        async def changed(status: Health) -> None:
+        async def changed(status: Health | None) -> None:
             record = entry.record
+            record.startup_over = monitor.startup_over
+            if status is None:
+                await self._save(entry)
+                return
             record.health = status
+            wanted = monitor.check.on_unhealthy
+            acts = status is Health.UNHEALTHY and wanted != "none"
+            if acts and not callable(wanted) and wanted != "none":
+                # In the same commit: whoever dies from there on, the next engine goes on with it.
+                record.remedy = wanted
             last = monitor.report.log[-1].output
-            await self._tell(entry, "health", f"{status}: {last}" if status is Health.UNHEALTHY else status.value)
+
+            def go_on() -> None:
+                nonlocal acts
+                watch.tell()
+                if acts:
+                    acts = False
+                    self._act_on(entry, wanted)
+
+            reason = f"{status}: {last}" if status is Health.UNHEALTHY else status.value
+            # A disk that takes nothing holds up neither who waits nor what follows.
+            await self._tell(entry, "health", reason, late=go_on)
             log.info("container %s is %s: %s", record.name, status, last)
-            watch.tell()
-            if status is Health.UNHEALTHY and monitor.check.on_unhealthy != "none":
-                # Not a part of this watch, which ends with the run that the action ends.
-                self._tasks.watch(self._act(entry, monitor.check), f"{record.name} is unhealthy")
+            go_on()
 
         await watch_health(
             monitor,
@@ -264,21 +295,23 @@ class Watches:
             raise NotFound(f"container {entry.record.name} has no process that can be reached")
         return watch.reach
 
-    async def _act(self, entry: Entry, check: HealthCheck) -> None:
-        name, wanted = entry.record.name, check.on_unhealthy
+    def _act_on(self, entry: Entry, wanted: OnUnhealthy) -> None:
+        # Not a part of a watch, which ends with the run that the action ends.
+        self._tasks.watch(self._act(entry, wanted, entry.record.generation), f"{entry.record.name} is unhealthy")
+
+    async def _act(self, entry: Entry, wanted: OnUnhealthy, generation: int) -> None:
+        name, record = entry.record.name, entry.record
         try:
             if callable(wanted):
                 await _call(wanted, self._face(entry))
-                return
-            if wanted == "stop":
-                await self._stop(entry, "unhealthy")
-                return
-            client = self._client_of(entry)
-            entry.reason = entry.reason or "unhealthy"
-            if wanted == "restart":
-                await client.end_run(entry.record.id, grace_s=limits.STOP_GRACE_S, restart="unhealthy")
+            elif record.generation != generation or record.remedy is None:
+                log.debug("container %s: the run that was unhealthy has ended", name)
+            elif wanted == "stop":
+                await self._stop(entry, UNHEALTHY)
+            elif wanted == "restart":
+                await self._client_of(entry).end_run(record.id, grace_s=limits.STOP_GRACE_S, restart=UNHEALTHY)
             else:
-                await client.end_run(entry.record.id, grace_s=0)
+                await self._client_of(entry).end_run(record.id, grace_s=0)
         except (InvalidState, NotFound) as gone:
             log.debug("container %s ended before it was acted on: %s", name, gone)
         except LightermanError as failed:
@@ -358,7 +391,13 @@ class Watches:
         except LightermanError as failed:
             log.debug("container %s: its socket goes with the keeper: %s", entry.record.name, failed)
 
-    async def _tell(self, entry: Entry, kind: str, reason: str | None) -> None:
+    async def _save(self, entry: Entry) -> None:
+        try:
+            await self._books.save(entry)
+        except StoreError as failed:
+            log.error("container %s: that it is up is not written down yet: %s", entry.record.name, failed)
+
+    async def _tell(self, entry: Entry, kind: str, reason: str | None, late: Callable[[], None] | None = None) -> None:
         record = entry.record
         event = Event(
             kind=kind,
@@ -368,7 +407,7 @@ class Watches:
             pid=record.pid,
             reason=reason,
         )
-        await self._books.tell_fact(entry, event)
+        await self._books.tell_fact(entry, event, late=late)
 
 
 def _mailbox(entry: Entry) -> str:

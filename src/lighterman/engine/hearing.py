@@ -9,7 +9,7 @@ import msgspec
 
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform
-from lighterman.entry import Entry, Output, exit_record, last_words
+from lighterman.entry import UNHEALTHY, Entry, Output, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
@@ -66,7 +66,9 @@ class Hearing:
             return
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
-            exit = await self._with_last_words(entry, exit_record(info, entry.reason))
+            # An engine before this one may have acted, and be the only one who knew it.
+            reason = entry.reason or (UNHEALTHY if record.remedy else None)
+            exit = await self._with_last_words(entry, exit_record(info, reason))
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
@@ -77,6 +79,7 @@ class Hearing:
             record.started_at, record.exit, record.starting = info.started_at, None, 0
             if info.state is State.START:
                 record.health, record.ready, record.oom_kills = None, False, 0
+                record.startup_over, record.remedy = False, None
         elif info.state is State.OOM:
             record.oom_kills = info.oom_kills or 0
         elif info.state in (State.EXIT, State.RESTART):
@@ -84,7 +87,7 @@ class Hearing:
             if info.state is State.EXIT:
                 self._leases.ended(entry)
             record.exit, entry.last_end = exit, info
-            entry.reason = None
+            entry.reason = record.remedy = None
             entry.execs_due.clear()
         if info.state in (State.START, State.RESTART, State.EXIT):
             entry.restarts = info.restarts

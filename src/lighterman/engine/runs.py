@@ -16,7 +16,7 @@ from lighterman.asking import split_restart
 from lighterman.ends import to_its_end
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases
-from lighterman.entry import Entry, not_started
+from lighterman.entry import UNHEALTHY, Entry, not_started
 from lighterman.errors import (
     InvalidSpec,
     InvalidState,
@@ -89,7 +89,13 @@ class Runs:
         """For its next run."""
         record = entry.record
         options: list[CreateOption] = [
-            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts),
+            FirstRun(
+                record.generation + 1,
+                record.manually_stopped or record.remedy == "stop",
+                record.oom_kills,
+                entry.restarts,
+                UNHEALTHY if record.remedy == "restart" else None,
+            ),
             *more,
         ]
         lease = self._leases.job_lease(record)
@@ -155,6 +161,7 @@ class Runs:
         entry.reason = None
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
+        record.remedy = None
         if record.status is not Status.RESTARTING:
             entry.restarts = b""
         spec = await self.spec_of(entry)
@@ -297,7 +304,8 @@ class Runs:
 
     async def mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
-        if entry.record.spec.restart.can_restart:
+        spec = entry.record.spec
+        if spec.restart.can_restart or (spec.health is not None and spec.health.on_unhealthy == "restart"):
             await self._save_stopped(entry)
 
     async def _save_stopped(self, entry: Entry) -> None:

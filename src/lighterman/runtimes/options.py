@@ -80,6 +80,7 @@ class FirstRun(CreateOption, frozen=True):
     Attributes:
         manually_stopped, oom_kills: with `restore`, of the run that is taken up: whether it was asked to end, and how
             many of its processes were told to have been killed for memory.
+        restart_reason: likewise: why another run is to follow it whatever the policy.
         restarts: of the runs before, as they were told (`StateInfo.restarts`); empty begins anew.
     """
 
@@ -87,6 +88,7 @@ class FirstRun(CreateOption, frozen=True):
     manually_stopped: bool = False
     oom_kills: int = 0
     restarts: bytes = b""
+    restart_reason: str | None = None
 
 
 class WithLease(CreateOption, frozen=True):
