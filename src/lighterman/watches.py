@@ -38,7 +38,7 @@ from lighterman.notify import NotifySocket
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.health import Answer, watch_health
 from lighterman.supervisor.tasks import OwnedTasks
-from lighterman.threads import in_own_thread
+from lighterman.threads import InThread, OneThread, in_own_thread
 
 if TYPE_CHECKING:
     from lighterman.checks import OnUnhealthy
@@ -61,6 +61,7 @@ class _Watch:
         self.monitor: HealthMonitor | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.reach: Reach | None = None
+        self.probing = OneThread()  # over all runs: who restarts what hangs its probes must not gather threads
         self.notify: NotifySocket | None = None
         self.listening: asyncio.Task[None] | None = None
         self.run_since = 0.0  # when the run before had ended; CLOCK_MONOTONIC, seconds
@@ -232,9 +233,11 @@ class Watches:
             wanted = (monitor.check.startup if which == "startup" else None) or monitor.check.probe
             if isinstance(wanted, Exec):
                 return await self._execute(entry, wanted)
+            if watch.probing.is_busy:
+                return False, "the probe before has not ended yet"
             if isinstance(wanted, PROBES):
-                return await self._reach(entry, watch).look(wanted)
-            found = await _call(wanted, self._face(entry))
+                return await self._reach(entry, watch).look(wanted, watch.probing)
+            found = await _call(wanted, self._face(entry), watch.probing)
             return bool(found), repr(found)
 
         async def changed(status: Health | None) -> None:
@@ -303,7 +306,7 @@ class Watches:
         name, record = entry.record.name, entry.record
         try:
             if callable(wanted):
-                await _call(wanted, self._face(entry))
+                await _call(wanted, self._face(entry), in_own_thread)
             elif record.generation != generation or record.remedy is None:
                 log.debug("container %s: the run that was unhealthy has ended", name)
             elif wanted == "stop":
@@ -431,11 +434,11 @@ def _is_over(entry: Entry) -> bool:
     return entry.record.status is not Status.CREATED or entry.removed.is_set()
 
 
-async def _call(function: Callable[[Any], Any], face: object) -> object:
+async def _call(function: Callable[[Any], Any], face: object, in_thread: InThread) -> object:
     """A user's function, sync or async; a sync one may block, and gets a thread."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(face)
-    found = await in_own_thread(lambda: function(face))
+    found = await in_thread(lambda: function(face))
     return await found if inspect.isawaitable(found) else found
 
 

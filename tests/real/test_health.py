@@ -32,6 +32,7 @@ from lighterman import (
     SdNotify,
     Tcp,
     UnixSocket,
+    limits,
 )
 from support import eventually
 
@@ -176,6 +177,30 @@ async def test_function_as_probe(engine: Engine) -> None:
         assert box.health is not None
         assert box.health.log[-1].output == "LookupError: bl"
     assert set(seen) == {"fn"}
+
+
+async def test_function_that_blocks_is_one_thread_and_holds_nobody_up(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HUNG_THREADS_KEPT", 1)
+    release, asked = threading.Event(), 0
+
+    def hang(_box: Container) -> bool:
+        nonlocal asked
+        asked += 1
+        return release.wait(LIMIT_S)
+
+    check = often(hang, interval_s=0.01, timeout_s=0.02, on_unhealthy="restart", retries=5)
+    async with shell(engine, "exec sleep 1000", health=check, stop_signal=9) as box:
+        # Over its restarts too.
+        await eventually(lambda: box.generation >= 2, LIMIT_S)
+        await eventually(lambda: box.health and box.health.failing_streak >= 3, LIMIT_S)
+        assert box.health is not None
+        assert "not ended" in box.health.log[-1].output
+        assert asked == 1
+        assert (await engine.run("busybox", ["true"], mounts=[f"{tmp_path}:/x:ro"])).exit.ok
+        release.set()
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
