@@ -181,7 +181,7 @@ class Watches:
         elif info.state is State.RESTART:
             watch.run_since = info.finished_mono or 0.0
             if watch.notify is not None:
-                watch.notify.expect_ready()
+                watch.notify.expect_ready(watch.run_since)
             watch.end_run()
         elif info.state is State.EXIT:
             watch.run_since = info.finished_mono or 0.0
@@ -211,6 +211,9 @@ class Watches:
     def _begin(self, entry: Entry, watch: _Watch, info: StateInfo) -> None:
         record = entry.record
         check, ready = _check_of(entry), record.spec.ready
+        if info.state is State.RESTORE:
+            # Of the run before it the engine that saw its end has told nobody who lives.
+            watch.run_since = info.started_mono or 0.0
         if check is not None:
             watch.monitor = HealthMonitor(
                 check,
@@ -333,6 +336,7 @@ class Watches:
                 await self._port_opened(entry, watch, ready)
             case SdNotify():
                 notify = await self._listen(entry, anew=False)
+                notify.expect_ready(watch.run_since)
                 if entry.record.ready:
                     notify.settle()
                     return

@@ -423,6 +423,17 @@ async def test_sd_notify_of_too_much_is_left_out(engine: Engine) -> None:
         assert not box.is_ready
 
 
+async def test_sd_notify_of_a_run_that_is_over_is_not_the_next_ones(engine: Engine) -> None:
+    """It has said more than is read at once, and was gone before that was read."""
+    words = [*["first=READY=1"] * 40, "exit-once", "STATUS=second"]
+    for delay_s in (0.0, 0.1):
+        policy = RestartPolicy(name="on-failure", initial_delay_s=delay_s)
+        async with notifying(engine, *words, restart=policy) as box:
+            await eventually(lambda box=box: box.status_text == "second", LIMIT_S)  # type: ignore[misc]
+            assert box.generation == 2
+            assert not box.is_ready
+
+
 async def test_sd_notify_counts_for_its_run_only(engine: Engine) -> None:
     words = ("first=READY=1", "sleep=0.5", "exit-once", "STATUS=second", "sleep=1", "READY=1")
     async with notifying(engine, *words, restart="on-failure") as box:
