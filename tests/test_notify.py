@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -91,6 +92,38 @@ async def test_ready_counts_since_a_moment(notify: NotifySocket, tmp_path: Path)
         await asyncio.wait_for(waiting, 30)
 
 
+async def test_what_was_sent_before_is_of_before_whenever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends leaves a queue full of words; the next one's own is not to wait behind them."""
+    monkeypatch.setattr(limits, "NOTIFY_SETTLE_S", 1000)
+    monkeypatch.setattr(limits, "NOTIFY_PAUSE_S", 1000)
+    made = NotifySocket(str(tmp_path / "notify"))
+    with sender(tmp_path) as sending:
+        sending.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(1000):
+                sending.send(b"READY=1")
+        since = time.monotonic()
+        made.expect_ready(since)
+        receiving = asyncio.create_task(made.receive())
+        waiting = asyncio.create_task(made.wait_ready(since))
+        await eventually(lambda: made._ready_at is not None)
+        sending.setblocking(True)
+        await asyncio.to_thread(sending.send, b"STATUS=not yet")
+        await eventually(lambda: made.status == "not yet")
+        assert not waiting.done()
+        receiving.cancel()
+        await asyncio.wait((receiving,))
+        monkeypatch.setattr(limits, "NOTIFY_PAUSE_S", 0)
+        receiving = asyncio.create_task(made.receive())
+        await asyncio.to_thread(sending.send, b"READY=1")
+        await asyncio.wait_for(waiting, 30)
+        receiving.cancel()
+        await asyncio.wait((receiving,))
+    made.close()
+
+
 async def test_too_much_is_left_out(notify: NotifySocket, tmp_path: Path) -> None:
     with sender(tmp_path) as sending:
         sending.send(b"STATUS=" + b"x" * limits.NOTIFY_BYTES)
@@ -102,8 +135,9 @@ async def test_too_much_is_left_out(notify: NotifySocket, tmp_path: Path) -> Non
 async def test_descriptors_that_come_along_are_dropped(notify: NotifySocket, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with sender(tmp_path) as sending:
-        for _ in range(5):
-            passed = array.array("i", [0] * 50)
+        # So many too that they would fit where the kernel's time stamp stands.
+        for count in (50, 4, 1, 253, 2):
+            passed = array.array("i", [0] * count)
             sending.sendmsg([b"STATUS=here"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
         await eventually(lambda: notify.status == "here")
     assert len(os.listdir("/proc/self/fd")) == before

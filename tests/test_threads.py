@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from lighterman import limits
-from lighterman.errors import LimitExceeded, OperationTimeout
-from lighterman.threads import in_own_thread, in_thread, let_go, look_at_files
+from lighterman.errors import LimitExceeded, OperationPending, OperationTimeout
+from lighterman.threads import OneThread, in_own_thread, in_thread, let_go, look_at_files
 from support import eventually
 
 
@@ -63,6 +63,31 @@ async def test_hung_threads_are_bounded(gate: threading.Event, monkeypatch: pyte
     await asyncio.gather(*hanging)
     await eventually(lambda: not [one for one in threading.enumerate() if one.name == "lighterman-alone"])
     assert await look_at_files("it", os.getpid) == os.getpid()
+
+
+async def test_who_asks_again_and_again_has_one_thread(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HUNG_THREADS_KEPT", 1)
+    one, asked = OneThread(), 0
+
+    def hang() -> int:
+        nonlocal asked
+        asked += 1
+        gate.wait()
+        return asked
+
+    for _ in range(20):
+        waiting = asyncio.ensure_future(one(hang))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+    assert (asked, one.is_busy) == (1, True)
+    with pytest.raises(OperationPending):
+        await one(hang)
+    # Nor does it count for who looks at files of the host.
+    assert await look_at_files("it", os.getpid) == os.getpid()
+    gate.set()
+    await eventually(lambda: not one.is_busy)
+    assert await one(hang) == 2
 
 
 async def test_result_that_came_before_the_cancellation_is_discarded_too() -> None:

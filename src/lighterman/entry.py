@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROBE",
+    "UNHEALTHY",
     "Entry",
     "ExecEntry",
     "Output",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 
+UNHEALTHY = "unhealthy"  # the reason of an exit, and of the run that follows it
 PROBE = "probe-"  # what the names of a health check's processes begin with: the next engine ends those
 
 

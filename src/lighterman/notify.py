@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+from struct import Struct
 
 import msgspec
 
@@ -22,6 +23,10 @@ __all__ = ["Notification", "NotifySocket", "parse"]
 log = logging.getLogger(__name__)
 
 _NAME = "notify.sock"
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the same number names what the kernel answers with
+_TIMESPEC = Struct("@ll")
+# The kernel's stamp comes first and fills it: descriptors that come along find no room, and are dropped.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +56,8 @@ class NotifySocket:
     """Bound at `directory/notify.sock`, which is made anew: an earlier engine's socket hears nothing any more.
 
     After `expect_ready` what says READY=1 is looked at and stays in the socket until `settle`: whoever has the socket
-    after us finds it.
+    after us finds it. It counts as said when it was sent, as the kernel says: what a run that is over has left in the
+    queue is that run's, whenever it is read.
     """
 
     def __init__(self, directory: str) -> None:
@@ -75,7 +81,9 @@ class NotifySocket:
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
+        self._since = 0.0
         self._socket = made
+        made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
     @property
     def descriptor(self) -> int:
@@ -86,8 +94,12 @@ class NotifySocket:
         """Again is nothing."""
         self._socket.close()
 
-    def expect_ready(self) -> None:
-        """A run begins: what says that it is ready stays in the socket until `settle`."""
+    def expect_ready(self, since: float = 0.0) -> None:
+        """A run begins: what says that it is ready stays in the socket until `settle`.
+
+        Args: since: what was sent before (CLOCK_MONOTONIC) is of an earlier one.
+        """
+        self._since = since
         self._settled.clear()
 
     def settle(self) -> None:
@@ -99,20 +111,31 @@ class NotifySocket:
         while True:
             await self._wait_readable()
             try:
-                # One byte more shows what is too long. Descriptors that come along are dropped by the kernel.
-                datagram = self._socket.recv(limits.NOTIFY_BYTES + 1, socket.MSG_PEEK)
+                # One byte more shows what is too long.
+                datagram, sent = self._peek()
             except BlockingIOError:
                 continue
             if len(datagram) <= limits.NOTIFY_BYTES:
                 said = parse(datagram)
-                self._take(said)
-                if said.ready:
+                self._take(said, sent)
+                if said.ready and sent > self._since:
                     await self._wait_settled()
             else:
                 log.warning("a notification of more than %d bytes was left out", limits.NOTIFY_BYTES)
             with contextlib.suppress(BlockingIOError):
                 self._socket.recv(1)
-            await asyncio.sleep(limits.NOTIFY_PAUSE_S)
+            # Of what the run before has left there is a queue at most, and nobody is to wait for it.
+            await asyncio.sleep(limits.NOTIFY_PAUSE_S if sent > self._since else 0)
+
+    def _peek(self) -> tuple[bytes, float]:
+        """The next datagram, which stays, and when it was sent."""
+        datagram, ancillary, _, _ = self._socket.recvmsg(limits.NOTIFY_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_PEEK)
+        for level, kind, stamp in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+                ago_s = time.time() - (seconds + nanoseconds / 1e9)
+                return datagram, time.monotonic() - max(0.0, ago_s)
+        return datagram, time.monotonic()
 
     async def _wait_readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,18 +158,18 @@ class NotifySocket:
             async with asyncio.timeout(limits.NOTIFY_SETTLE_S):
                 await self._settled.wait()
 
-    def _take(self, said: Notification) -> None:
+    def _take(self, said: Notification, sent: float) -> None:
         if said.status is not None:
             self.status = said.status
         self.stopping = self.stopping or said.stopping
         if said.ready:
             self.stopping = False
-            self._ready_at = time.monotonic()
+            self._ready_at = sent
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     async def wait_ready(self, since: float) -> None:
-        """Return once READY=1 has come after `since` (CLOCK_MONOTONIC): an earlier one was of the run before."""
+        """Return once READY=1 was sent after `since` (CLOCK_MONOTONIC): an earlier one was of the run before."""
         while self._ready_at is None or self._ready_at <= since:
             await self._news.wait()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from lighterman.lifecycle.status import Status
@@ -41,6 +43,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         runtime: which one its last run used.
         oom_kills: of the last run, as many as were told while it lasted.
         health, ready: of the last run, once it was found to be so: `healthy`, `unhealthy`.
+        startup_over: whether the probe of its startup has succeeded in the last run.
+        remedy: what its being unhealthy asks for, until the run has ended by it: `restart`, `stop`, `kill`.
         exit: how the last run ended; None while one is running, and before the first.
     """
 
@@ -70,6 +74,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     oom_kills: int = 0
     health: str | None = None
     ready: bool = False
+    startup_over: bool = False
+    remedy: Literal["restart", "stop", "kill"] | None = None
 
 
 class ExecRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

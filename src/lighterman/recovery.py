@@ -232,7 +232,7 @@ class _ComingBack:
             exit = ExitRecord(unknown=_KEEPER_LOST)
         entry.lose_execs(_KEEPER_LOST)
         record.status, record.pid = Status.RESTARTING, 0
-        record.end_reason = record.kill_at = None
+        record.end_reason = record.kill_at = record.remedy = None
         record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
         told = Event(
             kind="restart",

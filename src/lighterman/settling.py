@@ -210,7 +210,7 @@ def is_due_at_boot(record: Record) -> bool:
 def _forget_clocks(entry: Entry) -> None:
     """Instants on clocks that begin with the host, or with the run that is over."""
     record = entry.record
-    record.until = record.restart_at = record.kill_at = record.end_reason = None
+    record.until = record.restart_at = record.kill_at = record.end_reason = record.remedy = None
 
 
 def _end_of(kind: str, record: Record, reason: str | None) -> Event:

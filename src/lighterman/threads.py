@@ -8,18 +8,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from threading import Thread
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from lighterman import limits
-from lighterman.errors import LimitExceeded, OperationTimeout
+from lighterman.errors import LimitExceeded, OperationPending, OperationTimeout
 
-__all__ = ["in_own_thread", "in_thread", "let_go", "look_at_files"]
+__all__ = ["InThread", "OneThread", "in_own_thread", "in_thread", "let_go", "look_at_files"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 _pool: ThreadPoolExecutor | None = None
-_alone: set[Thread] = set()
+_looking: set[Thread] = set()  # those of `look_at_files`: what else has a thread of its own does not count there
 
 
 async def in_thread(
@@ -51,7 +51,7 @@ def _forget() -> None:
     """A child that was forked has none of these threads."""
     global _pool
     _pool = None
-    _alone.clear()
+    _looking.clear()
 
 
 async def look_at_files(
@@ -62,13 +62,13 @@ async def look_at_files(
     Args: what: of the message, as "the mounts of container box". discard: see `in_own_thread`.
     Raises: OperationTimeout after limits.HOST_FILES_S. LimitExceeded while too many hang.
     """
-    if len(_alone) >= limits.HUNG_THREADS_KEPT:
+    if len(_looking) >= limits.HUNG_THREADS_KEPT:
         raise LimitExceeded(
-            f"{what}: {len(_alone)} threads wait for files of the host already: look for a hung mount (NFS, FUSE)",
+            f"{what}: {len(_looking)} threads wait for files of the host already: look for a hung mount (NFS, FUSE)",
             limit="HUNG_THREADS_KEPT",
             operation="look at files",
         )
-    looking = asyncio.ensure_future(in_own_thread(function, discard))
+    looking = asyncio.ensure_future(in_own_thread(function, discard, among=_looking))
     try:
         done, _ = await asyncio.wait((looking,), timeout=limits.HOST_FILES_S)
         if not done:
@@ -82,10 +82,46 @@ async def look_at_files(
             looking.exception()  # seen, also by who was cancelled in the same moment
 
 
-async def in_own_thread(act: Callable[[], _Result], discard: Callable[[_Result], None] | None = None) -> _Result:
+class InThread(Protocol):
+    """What `in_own_thread` is, and an `OneThread`."""
+
+    async def __call__(
+        self, act: Callable[[], _Result], discard: Callable[[_Result], None] | None = None, /
+    ) -> _Result: ...
+
+
+class OneThread:
+    """For who asks again and again what may hang: a thread of its own for each call, and no more than one at a time."""
+
+    def __init__(self) -> None:
+        self._threads: set[Thread] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one has not ended yet, whoever gave up waiting for it."""
+        return bool(self._threads)
+
+    async def __call__(
+        self, act: Callable[[], _Result], discard: Callable[[_Result], None] | None = None, /
+    ) -> _Result:
+        """As `in_own_thread`. Raises: OperationPending while the one before has not ended."""
+        if self._threads:
+            raise OperationPending("the call before has not ended yet")
+        return await in_own_thread(act, discard, among=self._threads)
+
+
+async def in_own_thread(
+    act: Callable[[], _Result],
+    discard: Callable[[_Result], None] | None = None,
+    /,
+    *,
+    among: set[Thread] | None = None,
+) -> _Result:
     """Do something that may block for ever, or that leaves its thread unfit for anything else.
 
-    Args: discard: what to do with a result that nobody waits for any more; in a thread as well.
+    Args:
+        discard: what to do with a result that nobody waits for any more; in a thread as well.
+        among: where the thread is entered until it has ended, waited for or not.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_Result] = loop.create_future()
@@ -109,7 +145,8 @@ async def in_own_thread(act: Callable[[], _Result], discard: Callable[[_Result],
         except BaseException as raised:  # noqa: BLE001  belongs to who waits
             failed = raised
         finally:
-            _alone.discard(thread)
+            if among is not None:
+                among.discard(thread)
         try:
             loop.call_soon_threadsafe(settle, result, failed)
         except RuntimeError:  # the loop is closed
@@ -117,8 +154,14 @@ async def in_own_thread(act: Callable[[], _Result], discard: Callable[[_Result],
 
     # A daemon: what hangs in somebody's file system must not keep the program from ending.
     thread = Thread(target=run, name="lighterman-alone", daemon=True)
-    _alone.add(thread)
-    thread.start()
+    if among is not None:
+        among.add(thread)
+    try:
+        thread.start()
+    except BaseException:  # the system has no more of them
+        if among is not None:
+            among.discard(thread)
+        raise
     try:
         return await done
     except asyncio.CancelledError:

@@ -17,8 +17,16 @@ from lighterman.arguments import check_seconds
 from lighterman.books import Books
 from lighterman.checks import PROBES, Exec, HealthCheck, LogPattern, Port, Readiness, SdNotify
 from lighterman.clock import Clock
-from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, KeeperLost, LightermanError, NotFound, OperationTimeout
+from lighterman.entry import UNHEALTHY, Entry
+from lighterman.errors import (
+    InvalidSpec,
+    InvalidState,
+    KeeperLost,
+    LightermanError,
+    NotFound,
+    OperationTimeout,
+    StoreError,
+)
 from lighterman.execs import Execs
 from lighterman.host import Host
 from lighterman.journal import Event
@@ -30,9 +38,10 @@ from lighterman.notify import NotifySocket
 from lighterman.supervisor.client import Client
 from lighterman.supervisor.health import Answer, watch_health
 from lighterman.supervisor.tasks import OwnedTasks
-from lighterman.threads import in_own_thread
+from lighterman.threads import InThread, OneThread, in_own_thread
 
 if TYPE_CHECKING:
+    from lighterman.checks import OnUnhealthy
     from lighterman.runtimes.oci.reach import Reach
 
 __all__ = ["Until", "Watches"]
@@ -52,6 +61,7 @@ class _Watch:
         self.monitor: HealthMonitor | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.reach: Reach | None = None
+        self.probing = OneThread()  # over all runs: who restarts what hangs its probes must not gather threads
         self.notify: NotifySocket | None = None
         self.listening: asyncio.Task[None] | None = None
         self.run_since = 0.0  # when the run before had ended; CLOCK_MONOTONIC, seconds
@@ -171,7 +181,7 @@ class Watches:
         elif info.state is State.RESTART:
             watch.run_since = info.finished_mono or 0.0
             if watch.notify is not None:
-                watch.notify.expect_ready()
+                watch.notify.expect_ready(watch.run_since)
             watch.end_run()
         elif info.state is State.EXIT:
             watch.run_since = info.finished_mono or 0.0
@@ -201,10 +211,19 @@ class Watches:
     def _begin(self, entry: Entry, watch: _Watch, info: StateInfo) -> None:
         record = entry.record
         check, ready = _check_of(entry), record.spec.ready
+        if info.state is State.RESTORE:
+            # Of the run before it the engine that saw its end has told nobody who lives.
+            watch.run_since = info.started_mono or 0.0
         if check is not None:
             watch.monitor = HealthMonitor(
-                check, started=info.started_mono or self._clock.mono(), status=Health(record.health or Health.STARTING)
+                check,
+                started=info.started_mono or self._clock.mono(),
+                status=Health(record.health or Health.STARTING),
+                startup_over=record.startup_over,
             )
+            if record.remedy is not None:
+                # An earlier engine had found it unhealthy, and may not have come to the end of what follows.
+                self._act_on(entry, record.remedy)
             watching = self._watch_health(entry, watch, watch.monitor)
             watch.tasks.append(self._tasks.watch(watching, f"health of {record.name}"))
         # Known to be ready, it is listened to all the same: its next run may speak in its first moment.
@@ -217,21 +236,32 @@ class Watches:
             wanted = (monitor.check.startup if which == "startup" else None) or monitor.check.probe
             if isinstance(wanted, Exec):
                 return await self._execute(entry, wanted)
+            if watch.probing.is_busy:
+                return False, "the probe before has not ended yet"
             if isinstance(wanted, PROBES):
-                return await self._reach(entry, watch).look(wanted)
-            found = await _call(wanted, self._face(entry))
+                return await self._reach(entry, watch).look(wanted, watch.probing)
+            found = await _call(wanted, self._face(entry), watch.probing)
             return bool(found), repr(found)
 
-        async def changed(status: Health) -> None:
+        async def changed(status: Health | None) -> None:
             record = entry.record
+            record.startup_over = monitor.startup_over
+            if status is None:
+                await self._save(entry)
+                return
             record.health = status
+            wanted = monitor.check.on_unhealthy
+            acts = status is Health.UNHEALTHY and wanted != "none"
+            if acts and not callable(wanted) and wanted != "none":
+                # In the same commit: whoever dies from there on, the next engine goes on with it.
+                record.remedy = wanted
             last = monitor.report.log[-1].output
-            await self._tell(entry, "health", f"{status}: {last}" if status is Health.UNHEALTHY else status.value)
+            reason = f"{status}: {last}" if status is Health.UNHEALTHY else status.value
+            await self._tell(entry, "health", reason)
             log.info("container %s is %s: %s", record.name, status, last)
             watch.tell()
-            if status is Health.UNHEALTHY and monitor.check.on_unhealthy != "none":
-                # Not a part of this watch, which ends with the run that the action ends.
-                self._tasks.watch(self._act(entry, monitor.check), f"{record.name} is unhealthy")
+            if acts:
+                self._act_on(entry, wanted)
 
         await watch_health(
             monitor,
@@ -264,21 +294,23 @@ class Watches:
             raise NotFound(f"container {entry.record.name} has no process that can be reached")
         return watch.reach
 
-    async def _act(self, entry: Entry, check: HealthCheck) -> None:
-        name, wanted = entry.record.name, check.on_unhealthy
+    def _act_on(self, entry: Entry, wanted: OnUnhealthy) -> None:
+        # Not a part of a watch, which ends with the run that the action ends.
+        self._tasks.watch(self._act(entry, wanted, entry.record.generation), f"{entry.record.name} is unhealthy")
+
+    async def _act(self, entry: Entry, wanted: OnUnhealthy, generation: int) -> None:
+        name, record = entry.record.name, entry.record
         try:
             if callable(wanted):
-                await _call(wanted, self._face(entry))
-                return
-            if wanted == "stop":
-                await self._stop(entry, "unhealthy")
-                return
-            client = self._client_of(entry)
-            entry.reason = entry.reason or "unhealthy"
-            if wanted == "restart":
-                await client.end_run(entry.record.id, grace_s=limits.STOP_GRACE_S, restart="unhealthy")
+                await _call(wanted, self._face(entry), in_own_thread)
+            elif record.generation != generation or record.remedy is None:
+                log.debug("container %s: the run that was unhealthy has ended", name)
+            elif wanted == "stop":
+                await self._stop(entry, UNHEALTHY)
+            elif wanted == "restart":
+                await self._client_of(entry).end_run(record.id, grace_s=limits.STOP_GRACE_S, restart=UNHEALTHY)
             else:
-                await client.end_run(entry.record.id, grace_s=0)
+                await self._client_of(entry).end_run(record.id, grace_s=0)
         except (InvalidState, NotFound) as gone:
             log.debug("container %s ended before it was acted on: %s", name, gone)
         except LightermanError as failed:
@@ -297,6 +329,7 @@ class Watches:
                 await self._port_opened(entry, watch, ready)
             case SdNotify():
                 notify = await self._listen(entry, anew=False)
+                notify.expect_ready(watch.run_since)
                 if entry.record.ready:
                     notify.settle()
                     return
@@ -358,7 +391,14 @@ class Watches:
         except LightermanError as failed:
             log.debug("container %s: its socket goes with the keeper: %s", entry.record.name, failed)
 
+    async def _save(self, entry: Entry) -> None:
+        try:
+            await self._books.save(entry)
+        except StoreError as failed:
+            log.error("container %s: that it is up is not written down yet: %s", entry.record.name, failed)
+
     async def _tell(self, entry: Entry, kind: str, reason: str | None) -> None:
+        """A disk that takes nothing holds up neither who waits nor what follows."""
         record = entry.record
         event = Event(
             kind=kind,
@@ -392,11 +432,11 @@ def _is_over(entry: Entry) -> bool:
     return entry.record.status is not Status.CREATED or entry.removed.is_set()
 
 
-async def _call(function: Callable[[Any], Any], face: object) -> object:
+async def _call(function: Callable[[Any], Any], face: object, in_thread: InThread) -> object:
     """A user's function, sync or async; a sync one may block, and gets a thread."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(face)
-    found = await in_own_thread(lambda: function(face))
+    found = await in_thread(lambda: function(face))
     return await found if inspect.isawaitable(found) else found
 
 

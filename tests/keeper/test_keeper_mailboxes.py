@@ -66,6 +66,25 @@ async def test_while_an_engine_is_there_it_reads(keepers: Keepers, said: Said) -
     assert (await keeper.stats()).descriptors == before
 
 
+async def test_it_was_said_when_it_was_sent(keepers: Keepers, said: Said) -> None:
+    """What lay in the queue while an engine was there may be of a run that has ended before the keeper reads it."""
+    keeper = await keepers.connect()
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000"))
+    await keeper.keep_mailbox("box", said.socket.fileno())
+    await said.send("READY=1")
+    await keeper.ping()
+    before_it_is_read = time.monotonic()
+
+    async def read() -> float | None:
+        nonlocal keeper
+        await keeper.close()
+        keeper = await keepers.connect()
+        return (await state(keeper)).ready_mono
+
+    # A millisecond: the stamp's clock is adjusted, this one is not.
+    assert (await eventually(read) or 0) < before_it_is_read + 0.001
+
+
 async def test_while_none_is_there_the_keeper_does(keepers: Keepers, builds: Builds, said: Said) -> None:
     keeper = await keepers.connect()
     await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000"))
@@ -107,13 +126,13 @@ async def test_what_is_no_socket_is_refused(keepers: Keepers, said: Said) -> Non
 
 def test_the_last_word_counts() -> None:
     box = Mailbox("box", -1)
-    box.take(b"READY=0\nSTATUS=a\nSTATUS=b=c")
+    box.take(b"READY=0\nSTATUS=a\nSTATUS=b=c", 7)
     assert (box.ready_ns, box.status, box.stopping) == (0, b"b=c", False)
-    box.take(b"READY=1\nREADY=0")
+    box.take(b"READY=1\nREADY=0", 7)
     assert box.ready_ns == 0
-    box.take(b"STOPPING=1")
+    box.take(b"STOPPING=1", 7)
     assert box.stopping
-    box.take(b"READY=1\n\xff\n=")
+    box.take(b"READY=1\n\xff\n=", 7)
     assert box.ready_ns > 0
     assert not box.stopping
     assert box.status == b"b=c"

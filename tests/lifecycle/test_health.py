@@ -19,8 +19,8 @@ from lighterman.spec import ContainerSpec
 PORT = Tcp(80)
 
 
-def monitor(status: Health = Health.STARTING, **options: Any) -> HealthMonitor:
-    return HealthMonitor(HealthCheck(PORT, **options), started=100.0, status=status)
+def monitor(status: Health = Health.STARTING, startup_over: bool = False, **options: Any) -> HealthMonitor:
+    return HealthMonitor(HealthCheck(PORT, **options), started=100.0, status=status, startup_over=startup_over)
 
 
 def good(which: Which = "liveness") -> ProbeResult:
@@ -76,6 +76,13 @@ def test_status_of_an_earlier_engine_is_gone_on_with() -> None:
     watched = monitor(Health.HEALTHY, retries=1, start_period_s=1000, startup=PORT)
     assert watched.next_probe(100) == (30, "liveness")
     assert watched.observe(bad(), 101) is Health.UNHEALTHY
+
+
+def test_startup_probe_that_an_earlier_engine_saw_fail_goes_on() -> None:
+    """Unhealthy is no sign that it ever was up."""
+    assert monitor(Health.UNHEALTHY, startup=PORT).next_probe(100)[1] == "startup"
+    assert monitor(Health.STARTING, startup_over=True, startup=PORT).next_probe(100)[1] == "liveness"
+    assert monitor(Health.UNHEALTHY, startup_over=True, startup=PORT).next_probe(100)[1] == "liveness"
 
 
 # ---- when and what -----------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from lighterman import (
     SdNotify,
     Tcp,
     UnixSocket,
+    limits,
 )
 from support import eventually
 
@@ -176,6 +177,30 @@ async def test_function_as_probe(engine: Engine) -> None:
         assert box.health is not None
         assert box.health.log[-1].output == "LookupError: bl"
     assert set(seen) == {"fn"}
+
+
+async def test_function_that_blocks_is_one_thread_and_holds_nobody_up(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HUNG_THREADS_KEPT", 1)
+    release, asked = threading.Event(), 0
+
+    def hang(_box: Container) -> bool:
+        nonlocal asked
+        asked += 1
+        return release.wait(LIMIT_S)
+
+    check = often(hang, interval_s=0.01, timeout_s=0.02, on_unhealthy="restart", retries=5)
+    async with shell(engine, "exec sleep 1000", health=check, stop_signal=9) as box:
+        # Over its restarts too.
+        await eventually(lambda: box.generation >= 2, LIMIT_S)
+        await eventually(lambda: box.health and box.health.failing_streak >= 3, LIMIT_S)
+        assert box.health is not None
+        assert "not ended" in box.health.log[-1].output
+        assert asked == 1
+        assert (await engine.run("busybox", ["true"], mounts=[f"{tmp_path}:/x:ro"])).exit.ok
+        release.set()
+        await box.wait(until="healthy", timeout_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -396,6 +421,17 @@ async def test_sd_notify_of_too_much_is_left_out(engine: Engine) -> None:
     async with notifying(engine, "huge", "STATUS=sent") as box:
         await eventually(lambda: box.status_text == "sent", LIMIT_S)
         assert not box.is_ready
+
+
+async def test_sd_notify_of_a_run_that_is_over_is_not_the_next_ones(engine: Engine) -> None:
+    """It has said more than is read at once, and was gone before that was read."""
+    words = [*["first=READY=1"] * 40, "exit-once", "STATUS=second"]
+    for delay_s in (0.0, 0.1):
+        policy = RestartPolicy(name="on-failure", initial_delay_s=delay_s)
+        async with notifying(engine, *words, restart=policy) as box:
+            await eventually(lambda box=box: box.status_text == "second", LIMIT_S)  # type: ignore[misc]
+            assert box.generation == 2
+            assert not box.is_ready
 
 
 async def test_sd_notify_counts_for_its_run_only(engine: Engine) -> None:

@@ -24,6 +24,7 @@ class Watched:
         self.tasks = OwnedTasks()
         self.asked: list[tuple[float, Which]] = []
         self.told: list[tuple[float, Health]] = []
+        self.up_at: list[float] = []
         self.frozen = False
         self.answer: Callable[[], Any] = lambda: (True, "fine")
         self.in_flight = 0
@@ -56,8 +57,12 @@ class Watched:
         finally:
             self.in_flight -= 1
 
-    async def _changed(self, status: Health) -> None:
-        self.told.append((self.clock.mono() - self.began, status))
+    async def _changed(self, status: Health | None) -> None:
+        now = self.clock.mono() - self.began
+        if status is None:
+            self.up_at.append(now)
+        else:
+            self.told.append((now, status))
 
 
 @pytest_asyncio.fixture
@@ -168,12 +173,13 @@ async def test_liveness_follows_the_startup_probe_at_once(watched: Watched) -> N
     watched.begin(interval_s=10, start_interval_s=1, start_period_s=60, startup=Tcp(81))
     await watched.clock.advance(13)
     assert watched.asked == [(1, "startup"), (2, "startup"), (2, "liveness"), (12, "liveness")]
+    assert watched.up_at == [2]
     assert watched.told == [(2, Health.HEALTHY)]
 
 
 async def test_who_hears_of_a_change_is_waited_for(watched: Watched) -> None:
-    async def slow(status: Health) -> None:
-        watched.told.append((watched.clock.mono() - watched.began, status))
+    async def slow(status: Health | None) -> None:
+        assert status is Health.HEALTHY
         await watched.clock.sleep(50)
 
     watched._changed = slow  # type: ignore[method-assign]

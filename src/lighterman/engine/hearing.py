@@ -10,7 +10,7 @@ import msgspec
 
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform
-from lighterman.entry import Entry, Output, exit_record, last_words
+from lighterman.entry import UNHEALTHY, Entry, Output, exit_record, last_words
 from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
@@ -69,7 +69,9 @@ class Hearing:
             return await self._exec_changed(entry, info)
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
-            exit = await self._with_last_words(entry.output_of, exit_record(info, entry.reason))
+            # An engine before this one may have acted, and be the only one who knew it.
+            reason = entry.reason or (UNHEALTHY if record.remedy else None)
+            exit = await self._with_last_words(entry.output_of, exit_record(info, reason))
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
@@ -80,6 +82,7 @@ class Hearing:
             record.started_at, record.exit, record.starting, record.at_boot = info.started_at, None, 0, False
             if info.state is State.START:
                 record.health, record.ready, record.oom_kills = None, False, 0
+                record.startup_over, record.remedy = False, None
         elif info.state is State.OOM:
             record.oom_kills = info.oom_kills or 0
         elif info.state in (State.EXIT, State.RESTART):
@@ -87,7 +90,7 @@ class Hearing:
             if info.state is State.EXIT:
                 self._leases.ended(entry)
             record.exit, entry.last_end, record.at_boot = exit, info, False
-            entry.reason = record.end_reason = record.kill_at = None
+            entry.reason = record.end_reason = record.kill_at = record.remedy = None
             # Whatever came in between: nothing of it outlives it.
             entry.lose_execs(info.reason if not info.exit_code_known and info.reason else "its container ended")
         if info.state in (State.START, State.RESTART, State.EXIT):

@@ -17,7 +17,7 @@ from lighterman.ends import to_its_end
 from lighterman.engine import updating
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases
-from lighterman.entry import Entry, not_started
+from lighterman.entry import UNHEALTHY, Entry, not_started
 from lighterman.errors import (
     InvalidSpec,
     InvalidState,
@@ -100,7 +100,14 @@ class Runs:
         """For its next run, or for the one that is taken up with these of its execs."""
         record = entry.record
         options: list[CreateOption] = [
-            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts, execs),
+            FirstRun(
+                record.generation + 1,
+                manually_stopped=record.manually_stopped or record.remedy == "stop",
+                oom_kills=record.oom_kills,
+                restarts=entry.restarts,
+                restart_reason=UNHEALTHY if record.remedy == "restart" else None,
+                execs=execs,
+            ),
             *more,
         ]
         lease = self._leases.job_lease(record)
@@ -179,7 +186,7 @@ class Runs:
         entry.reason = None
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
-        record.end_reason = record.kill_at = None
+        record.end_reason = record.kill_at = record.remedy = None
         if record.status is not Status.RESTARTING:
             entry.restarts = b""
         spec = await self.spec_of(entry)
@@ -423,7 +430,8 @@ class Runs:
 
     async def mark_stopped(self, entry: Entry) -> None:
         """Written down before it acts, so that no policy starts it again after a crash in between."""
-        if entry.record.spec.restart.can_restart:
+        spec = entry.record.spec
+        if spec.restart.can_restart or (spec.health is not None and spec.health.on_unhealthy == "restart"):
             await self._save_stopped(entry)
 
     async def _save_stopped(self, entry: Entry) -> None:

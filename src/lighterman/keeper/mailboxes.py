@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import os
 from _collections_abc import Callable, Iterator
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SOCK_DGRAM, SOL_SOCKET, socket
 from select import EPOLLIN
-from time import monotonic, monotonic_ns
+from struct import Struct
+from time import monotonic, monotonic_ns, time_ns
 
 MAX_MAILBOXES = 4096
 _DATAGRAM_BYTES = 4096  # systemd takes a page too; more is left out
 _A_TURN = 16
 _PAUSE_S = 0.01  # then: who floods it costs 100 wake-ups a second, no more
+
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the same number names what the kernel answers with
+_TIMESPEC = Struct("@ll")
+# The kernel's stamp comes first and fills it: descriptors that come along find no room, and are dropped.
+_ANCILLARY_BYTES = CMSG_SPACE(_TIMESPEC.size)
 
 Watch = Callable[[int, int, Callable[[int], None]], None]
 
@@ -23,7 +30,7 @@ class Mailbox:
     """One socket.
 
     Attributes:
-        ready_ns: when READY=1 was last read, on CLOCK_MONOTONIC; 0 for never. stopping: STOPPING=1 came after it.
+        ready_ns: when the last READY=1 was sent, on CLOCK_MONOTONIC; 0 for never. stopping: STOPPING=1 came after it.
         status: the last STATUS.
     """
 
@@ -38,14 +45,37 @@ class Mailbox:
         self.stopping = stopping
         self.status = status
 
-    def take(self, datagram: bytes) -> None:
+    def stamp(self) -> None:
+        """Let the kernel say of each datagram when it was sent. Raises: OSError if it is no socket."""
+        ours = socket(AF_UNIX, SOCK_DGRAM, 0, self.fd)
+        try:
+            ours.setsockopt(SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        finally:
+            ours.detach()
+
+    def receive(self) -> tuple[bytes, int]:
+        """The next datagram, and when it was sent, on CLOCK_MONOTONIC. Raises: BlockingIOError if there is none."""
+        ours = socket(AF_UNIX, SOCK_DGRAM, 0, self.fd)
+        try:
+            datagram, ancillary, _, _ = ours.recvmsg(
+                _DATAGRAM_BYTES + 1, _ANCILLARY_BYTES, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+            )
+        finally:
+            ours.detach()
+        for level, kind, stamp in ancillary:
+            if (level, kind) == (SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+                return datagram, monotonic_ns() - max(0, time_ns() - seconds * 1_000_000_000 - nanoseconds)
+        return datagram, monotonic_ns()
+
+    def take(self, datagram: bytes, sent_ns: int) -> None:
         """Note what one datagram says; what is no NAME=value is left out, of several the last counts."""
         said = dict(line.split(b"=", 1) for line in datagram.split(b"\n") if b"=" in line)
         self.status = said.get(b"STATUS", self.status)
         self.stopping = self.stopping or said.get(b"STOPPING") == b"1"
         if said.get(b"READY") == b"1":
             self.stopping = False
-            self.ready_ns = monotonic_ns()
+            self.ready_ns = sent_ns
 
 
 class Mailboxes:
@@ -71,6 +101,7 @@ class Mailboxes:
 
     def put(self, box: Mailbox) -> None:
         """Keep one; its descriptor is ours. It replaces an earlier one of the name."""
+        box.stamp()
         self.remove(box.name)
         self._boxes[box.name] = box
         self._resume()
@@ -120,10 +151,10 @@ class Mailboxes:
     def _read(self, box: Mailbox) -> None:
         for _ in range(_A_TURN):
             try:
-                datagram = os.read(box.fd, _DATAGRAM_BYTES + 1)
+                datagram, sent_ns = box.receive()
             except BlockingIOError:
                 return
             if len(datagram) <= _DATAGRAM_BYTES:
-                box.take(datagram)
+                box.take(datagram, sent_ns)
         self._suspend(box)
         self._again_at = self._again_at or monotonic() + _PAUSE_S

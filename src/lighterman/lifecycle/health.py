@@ -52,16 +52,26 @@ class HealthMonitor:
     """Decides for one run of one container.
 
     Args:
-        started: monotonic, seconds. status: what an earlier engine had found of this run.
+        started: monotonic, seconds. status: what an earlier engine had found of this run. startup_over: likewise,
+            whether the startup probe had succeeded.
+
+    Attributes: startup_over: whether it has, or there is none.
     """
 
-    def __init__(self, check: HealthCheck, *, started: float, status: Health = Health.STARTING) -> None:
+    def __init__(
+        self,
+        check: HealthCheck,
+        *,
+        started: float,
+        status: Health = Health.STARTING,
+        startup_over: bool = False,
+    ) -> None:
         self.check = check
         self.status = status
         self._started = started
         self._streak = 0
         self._log: deque[ProbeResult] = deque(maxlen=limits.HEALTH_RESULTS_KEPT)
-        self._startup_over = check.startup is None or status is not Health.STARTING
+        self.startup_over = check.startup is None or startup_over or status is Health.HEALTHY
         self._at_once = False
 
     @property
@@ -71,7 +81,7 @@ class HealthMonitor:
 
     def next_probe(self, now: float) -> tuple[float, Which]:
         """After how many seconds to look next, and with which probe."""
-        which: Which = "liveness" if self._startup_over else "startup"
+        which: Which = "liveness" if self.startup_over else "startup"
         if self._at_once:
             return 0.0, which
         check = self.check
@@ -87,7 +97,7 @@ class HealthMonitor:
             self._streak = 0
             if result.which == "startup":
                 # It is up: whether it is healthy is asked at once.
-                self._startup_over = self._at_once = True
+                self.startup_over = self._at_once = True
                 return None
             return self._become(Health.HEALTHY)
         if self.status is Health.STARTING and self._in_start_period(now):

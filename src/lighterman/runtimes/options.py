@@ -86,6 +86,7 @@ class FirstRun(CreateOption, frozen=True):
     Attributes:
         manually_stopped, oom_kills: with `restore`, of the run that is taken up: whether it was asked to end, and how
             many of its processes were told to have been killed for memory.
+        restart_reason: likewise: why another run is to follow it whatever the policy.
         restarts: of the runs before, as they were told (`StateInfo.restarts`); empty begins anew.
         execs: with `restore`, the exec processes that were told to have started, and not to have ended.
     """
@@ -95,6 +96,7 @@ class FirstRun(CreateOption, frozen=True):
     oom_kills: int = 0
     restarts: bytes = b""
     execs: tuple[KnownExec, ...] = ()
+    restart_reason: str | None = None
 
 
 class WithLease(CreateOption, frozen=True):

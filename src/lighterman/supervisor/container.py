@@ -419,6 +419,7 @@ class Container:
             self._tell_lost(str(gone))
             return
         run = Run(self._generation, system, Ending(system, self._clock, self._around.finish))
+        run.restart_reason = self._first.restart_reason
         try:
             await self._bounds.within(limits.START_S, "restore", self._reopen_init(run))
             paused = await self._bounds.within(limits.START_S, "restore", system.is_paused())

@@ -22,7 +22,7 @@ ProbeCall = Callable[[Which], Awaitable[Answer]]
 async def watch_health(
     monitor: HealthMonitor,
     probe: ProbeCall,
-    changed: Callable[[Health], Awaitable[None]],
+    changed: Callable[[Health | None], Awaitable[None]],
     *,
     clock: Clock,
     spawn: Spawn,
@@ -31,7 +31,8 @@ async def watch_health(
     """Until it is cancelled: one probe after the other, never two at a time.
 
     Args:
-        changed: told of each change of status, and awaited before the next probe.
+        changed: told of each change of status, and with None of the startup probe's success; awaited before the next
+            probe.
         is_frozen: a paused container can't answer; its probes are left out.
     """
     hanging: asyncio.Task[None] | None = None
@@ -51,8 +52,9 @@ async def watch_health(
             continue
         now = clock.mono()
         result = ProbeResult(ok=ok, output=_bounded(output), at=clock.wall(), took_s=now - began, which=which)
+        was_over = monitor.startup_over
         status = monitor.observe(result, now)
-        if status is not None:
+        if status is not None or monitor.startup_over is not was_over:
             await changed(status)
 
 

@@ -7,6 +7,7 @@ the container's, makes the socket and ends; the event loop does the rest with it
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from lighterman.errors import NotFound
 from lighterman.runtimes.oci.processes import has_exited
 from lighterman.runtimes.oci.rooted import open_inside
 from lighterman.runtimes.oci.syscalls import set_network_namespace
-from lighterman.threads import in_own_thread
+from lighterman.threads import InThread, in_own_thread
 
 __all__ = ["Reach"]
 
@@ -45,27 +46,31 @@ class Reach:
             if pidfd >= 0:
                 os.close(pidfd)
 
-    async def look(self, probe: Tcp | Http | UnixSocket | File | Port) -> tuple[bool, str]:
-        """Whether it is well, and what was seen."""
+    async def look(
+        self, probe: Tcp | Http | UnixSocket | File | Port, in_thread: InThread = in_own_thread
+    ) -> tuple[bool, str]:
+        """Whether it is well, and what was seen. Args: in_thread: calls what may hang."""
         match probe:
             case Tcp() | Port():
-                (await self._connected(probe.host, probe.port)).close()
+                (await self._connected(probe.host, probe.port, in_thread)).close()
                 return True, f"port {probe.port} accepts connections"
             case Http():
-                return await self._http(probe)
+                return await self._http(probe, in_thread)
             case UnixSocket():
-                await self._unix(probe.path)
-                return True, f"{probe.path} accepts connections"
+                return await in_thread(lambda: self._unix(probe.path))
             case File():
-                return await self._file(probe)
+                return await in_thread(lambda: self._file(probe))
 
     # ---- network ----
 
-    async def _connected(self, host: str, port: int) -> socket.socket:
+    async def _connected(self, host: str, port: int, in_thread: InThread) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = await in_own_thread(lambda: self._socket(family), socket.socket.close)
+        made = await in_thread(lambda: self._socket(family), socket.socket.close)
         try:
             await asyncio.get_running_loop().sock_connect(made, (host, port))
+            if made.getsockname() == made.getpeername():
+                # Nobody listens there, and the kernel has drawn that very port for this end: TCP's simultaneous open.
+                raise ConnectionRefusedError(errno.ECONNREFUSED, f"port {port}: the probe met itself, nobody listens")
         except BaseException:
             made.close()
             raise
@@ -81,14 +86,14 @@ class Reach:
         made.setblocking(False)
         return made
 
-    async def _http(self, probe: Http) -> tuple[bool, str]:
+    async def _http(self, probe: Http, in_thread: InThread) -> tuple[bool, str]:
         loop = asyncio.get_running_loop()
         host = f"[{probe.host}]" if ":" in probe.host else probe.host
         request = (
             f"GET {probe.path} HTTP/1.1\r\nHost: {host}:{probe.port}\r\nUser-Agent: lighterman\r\n"
             "Accept: */*\r\nConnection: close\r\n\r\n"
         )
-        connected = await self._connected(probe.host, probe.port)
+        connected = await self._connected(probe.host, probe.port, in_thread)
         answer = b""
         with connected:
             await loop.sock_sendall(connected, request.encode())
@@ -105,27 +110,28 @@ class Reach:
         ok = 200 <= status <= 399 if probe.status is None else status == probe.status
         return ok, answer[: found.end()].decode("latin-1").strip()
 
-    # ---- files ----
+    # ---- files; in a thread ----
 
-    async def _unix(self, path: str) -> None:
-        loop = asyncio.get_running_loop()
-        found = await in_own_thread(lambda: self._inside(path), os.close)
+    def _unix(self, path: str) -> tuple[bool, str]:
+        found = self._inside(path)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+                # Not by the loop: a unix socket is never in between, and where the queue is full asyncio takes "again"
+                # for that and the error that never comes for a connection.
                 made.setblocking(False)
-                await loop.sock_connect(made, f"/proc/self/fd/{found}")
+                made.connect(f"/proc/self/fd/{found}")
+        except BlockingIOError:
+            return False, f"{path} accepts no connections: its queue is full"
         finally:
             os.close(found)
+        return True, f"{path} accepts connections"
 
-    async def _file(self, probe: File) -> tuple[bool, str]:
-        def changed_at() -> float:
-            found = self._inside(probe.path)
-            try:
-                return os.fstat(found).st_mtime
-            finally:
-                os.close(found)
-
-        age_s = time.time() - await in_own_thread(changed_at)
+    def _file(self, probe: File) -> tuple[bool, str]:
+        found = self._inside(probe.path)
+        try:
+            age_s = time.time() - os.fstat(found).st_mtime
+        finally:
+            os.close(found)
         ok = probe.max_age_s is None or age_s <= probe.max_age_s
         return ok, f"{probe.path} was changed {age_s:.3f} s ago"
 
