@@ -30,6 +30,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="py
 <failure message="assert 1 == 2&#10;more">x</failure></testcase>
 <testcase classname="tests.test_readme" name="test_first" time="0.1"><skipped message="no root"/></testcase>
 <testcase classname="tests.oci.test_mounts" name="test_m"><error message="failed on setup"/></testcase>
+<testcase time="3.0" />
 </testsuite></testsuites>"""
 
 

@@ -22,10 +22,11 @@ if str(ROOT) not in sys.path:
 if sys.platform != "linux":
     pytest.skip("machines are made on Linux", allow_module_level=True)
 
+from vm import __main__ as program  # noqa: E402
 from vm import here, image, machine, runs  # noqa: E402
 from vm.bounds import LEAST_S, Bounds  # noqa: E402
 from vm.errors import Failed  # noqa: E402
-from vm.hosts import HERE, HOSTS, Host  # noqa: E402
+from vm.hosts import HERE, HOSTS, SMOKE, Host, taken  # noqa: E402
 from vm.locking import alone  # noqa: E402
 
 MACHINES = [host for host in HOSTS if host is not HERE and not host.stands_in]
@@ -146,6 +147,36 @@ def test_each_required_test_has_passed_on_some_machine(kept: Path, monkeypatch: 
     assert runs.nothing_ran(MACHINES) == []
 
 
+def test_a_smoke_run_in_which_all_is_skipped_fails(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there(monkeypatch, lambda _: [("test_a", SKIPPED)])
+    hosts = list(taken())
+    problems = program.test(hosts, [], bounds(), smoke=True, chosen=False)
+    assert problems[0].startswith("ran nowhere: tests.real.test_run.test_a: ")
+    assert problems[1:] == [f"passed nowhere: {node_id}" for node_id in SMOKE]
+    assert program.test(MACHINES[:1], [], bounds(), smoke=True, chosen=True) == [
+        "no test ran on v2-cgroupfs: all were skipped"
+    ]
+    there(monkeypatch, lambda _: [("test_a", SKIPPED), ("test_b", PASSED)])
+    assert program.test(MACHINES[:1], ["x"], bounds(), smoke=False, chosen=True) == []
+
+
+def test_the_table_says_of_what_and_when_and_what_was_cut(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "TABLE", tmp_path / "docs/hosts.md")
+    ran(kept / "here", 1, ("test_a", PASSED), console=LEFT)
+    for name, content in {"facts": "kernel=1\n", "of": "2026-01-02 of abc", "part": "all, interrupted"}.items():
+        (kept / "here" / name).write_text(content)
+    problems = program.table()
+    assert problems[0] == "here: only a part was run there: all, interrupted"
+    assert [problem.partition(" ")[0] for problem in problems[1:]] == [host.name for host in taken()[1:]]
+    text = (tmp_path / "docs/hosts.md").read_text()
+    assert "| 2026-01-02 of abc |" in text
+    assert "**Only a part was run on `here`:** `all, interrupted`" in text
+    assert "- `here`: mounts: /run/x" in text
+
+
 # ---- bounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -226,13 +257,11 @@ def test_here_the_code_and_what_is_shown_are_kept(setup: str, tmp_path: Path) ->
 
 
 def test_here_the_bound_interrupts_and_the_set_up_is_undone(setup: str, tmp_path: Path) -> None:
-    program = (
-        "import os, time\ntry: time.sleep(1000)\nexcept KeyboardInterrupt: open(os.environ['MADE'] + '/partial', 'w')"
-    )
+    tests = "trap 'echo >$MADE/partial; exit 2' INT; while :; do sleep 0.1; done"
     # As it is under `nohup` or behind a shell's `&`.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        here.run([setup, sys.executable, "-c", program], tmp_path, 2)
+        here.run([setup, "sh", "-c", tests], tmp_path, 3)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "partial").exists()
@@ -241,7 +270,7 @@ def test_here_the_bound_interrupts_and_the_set_up_is_undone(setup: str, tmp_path
 
 
 def test_here_what_ignores_the_interrupt_is_killed_and_the_set_up_is_undone(setup: str, tmp_path: Path) -> None:
-    here.run([setup, "sh", "-c", "trap '' INT; echo $$ >$MADE/it; while :; do sleep 1; done"], tmp_path, 0.5, 0.5, 30)
+    here.run([setup, "sh", "-c", "trap '' INT; echo $$ >$MADE/it; while :; do sleep 1; done"], tmp_path, 3, 0.5, 30)
     assert (tmp_path / "exit").read_text() == "124"
     assert (tmp_path / "undone").read_text() == "undone\n"
     assert not Path(f"/proc/{(tmp_path / 'it').read_text().strip()}").exists()

@@ -77,6 +77,7 @@ NOT_THERE = {
     "tests/keeper/test_keeper_many.py": "tens of thousands of processes one after the other: minutes here, hours there",
     "tests/real/test_bad_input.py": "what is refused, nearly all of it before anything of the host is asked",
     "tests/cli/test_cli_bad_input.py": "what is refused, nearly all of it before anything of the host is asked",
+    "tests/cli/test_cli_attach.py": "words to calls of the engine, which is tested itself",
     "tests/cli/test_cli_known.py": "words to calls of the engine, which is tested itself",
     "tests/test_sync.py": "the engine behind a thread; nothing of it is the host's",
     "tests/keeper/test_keeper_wire.py": "bytes in memory, the same on every Linux",
