@@ -18,7 +18,7 @@ from lighterman import limits
 from lighterman.errors import InvalidSpec
 from lighterman.keeper.segments import STDERR, STDOUT
 from lighterman.logs.container import ContainerLog
-from lighterman.logs.feeds import Feeds
+from lighterman.logs.feeds import Feed, Feeds
 from lighterman.logs.pipes import make_output_pipe
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import Cursor, LogRecord
@@ -163,6 +163,69 @@ async def test_P07_sink_that_hangs_slows_no_program_and_no_other_sink(
     assert feeds.states[0].sent == 0
     await feeds.finish(0.01)
     released.set()
+
+
+async def test_P07_coroutine_that_swallows_its_cancellation_keeps_nobody_from_closing(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "SINK_CANCEL_S", 0.01)
+    called = asyncio.Event()
+    released = asyncio.Event()
+
+    async def stubborn(record: LogRecord) -> None:
+        called.set()
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await released.wait()
+
+    feeds = Feeds(log, tmp_path, SOURCE, (), [CallableSink(stubborn)])
+    writer = await Writer(log).open()
+    await writer.say(b"1\n")
+    await called.wait()
+    async with asyncio.timeout(60):
+        await feeds.stop()
+    assert "left alone" in caplog.text
+    released.set()
+    await writer.end()
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_P07_callable_that_raises_no_exception_but_worse_has_failed(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, raised: type[BaseException]
+) -> None:
+    if kind == "async" and raised is not asyncio.CancelledError:
+        pytest.skip("on its own loop it ends the program, which is what it asks for")
+    monkeypatch.setattr(limits, "SINK_RETRY_FIRST_S", 0.001)
+    got: list[bytes] = []
+    failures = 3
+
+    def take(record: LogRecord) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise raised(3)
+        got.append(record.data)
+
+    async def take_async(record: LogRecord) -> None:
+        take(record)
+
+    feeds = Feeds(log, tmp_path, SOURCE, (), [CallableSink(take if kind == "sync" else take_async)])
+    shown: set[str | None] = set()
+    back_off = Feed._back_off
+
+    async def see(self: Feed, error: str) -> None:
+        shown.add(error)
+        await back_off(self, error)
+
+    monkeypatch.setattr(Feed, "_back_off", see)
+    writer = await Writer(log).open()
+    await writer.say(b"1\n2\n")
+    await eventually(lambda: feeds.states[0].sent == 2)
+    assert shown == {f"{raised.__name__}: 3"}
+    await writer.end()
+    await feeds.finish(30.0)
+    assert got == [b"1\n", b"2\n"]
 
 
 # ---- journald ----
