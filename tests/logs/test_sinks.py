@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import re
@@ -368,6 +369,52 @@ async def test_syslog_long_lines_come_in_pieces(tmp_path: Path) -> None:
             assert found["app"] == b"a_b_"
             text += found["text"]
     assert text == data
+
+
+class Refusing(socket.socket):
+    """Refuses some messages."""
+
+    how = errno.EMSGSIZE
+
+    def send(self, data: bytes, *flags: int) -> int:  # type: ignore[override]
+        if b"too much" in data:
+            raise OSError(self.how, os.strerror(self.how))
+        return super().send(data, *flags)
+
+
+async def test_P07_syslog_record_that_it_never_takes_is_left_out_and_counted(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(tmp_path / "log") as heard:
+        monkeypatch.setattr(socket, "socket", Refusing)
+        feeds = Feeds(log, tmp_path / "sinks", SOURCE, [SyslogSink(address=str(tmp_path / "log"))])
+        writer = await Writer(log).open()
+        await writer.say(b"one\ntoo much\ntwo\n")
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" one")
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" two")
+        await eventually(lambda: feeds.states[0].sent == 3)
+        assert (feeds.states[0].refused, feeds.states[0].error) == (1, None)
+        await writer.end()
+        await feeds.finish(30.0)
+
+
+async def test_P07_syslog_without_buffers_is_tried_again(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SINK_RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(Refusing, "how", errno.ENOBUFS)
+    with listening(tmp_path / "log") as heard:
+        monkeypatch.setattr(socket, "socket", Refusing)
+        feeds = Feeds(log, tmp_path / "sinks", SOURCE, [SyslogSink(address=str(tmp_path / "log"))])
+        writer = await Writer(log).open()
+        await writer.say(b"too much\n")
+        await eventually(lambda: feeds.states[0].failures >= 2)
+        assert feeds.states[0].error == f"{tmp_path}/log: {os.strerror(errno.ENOBUFS)}"
+        monkeypatch.undo()
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" too much")
+        await writer.end()
+        await feeds.finish(30.0)
+        assert feeds.states[0].refused == 0
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ class Feed:
             cursor=self._cursor,
             error=self._error,
             failures=self._failures,
+            refused=self._outlet.refused,
         )
 
     def start(self) -> None:

@@ -22,6 +22,7 @@ class CallableOutlet:
 
     def __init__(self, function: Callable[[LogRecord], object]) -> None:
         self._function = function
+        self.refused = 0
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
         )
