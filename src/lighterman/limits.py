@@ -104,6 +104,7 @@ SINK_SEND_S = _number("SINK_SEND_S", 10.0)  # for one record; a daemon that take
 SINK_RETRY_FIRST_S = _number("SINK_RETRY_FIRST_S", 0.1)  # after a failure; doubling
 SINK_RETRY_MAX_S = _number("SINK_RETRY_MAX_S", 30.0)  # ... at most
 SINK_SAVE_S = _number("SINK_SAVE_S", 1.0)  # between two times that a sink's place is written down
+SINK_CANCEL_S = _number("SINK_CANCEL_S", 2.0)  # for a coroutine function to end when it is cancelled
 SINK_DRAIN_S = _number("SINK_DRAIN_S", 2.0)  # for the last records of a container that is removed
 
 # ---- sizes ----

@@ -280,11 +280,18 @@ def test_the_keeper_alone_keeps_that_bound_too(tmp_path: Path) -> None:
     assert list_segments(str(tmp_path / "1")) == [60_000]
 
 
-def test_one_file_only_never_forgets_where_the_log_ends(tmp_path: Path) -> None:
+def test_one_file_only_never_forgets_where_the_log_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = SegmentWriter(str(tmp_path / "1"), 10_000, 1)
     put(writer, STDOUT, b"x" * 25_000)
     assert len(list_segments(str(tmp_path / "1"))) == 1
+    with monkeypatch.context() as patched:
+        # No inode is left for the next one.
+        patched.setattr(os, "open", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            put(writer, STDOUT, b"x" * 10_000)
+    end = writer.end
+    assert end > 25_000
     writer.close()
     again = SegmentWriter(str(tmp_path / "1"), 10_000, 1)
-    assert again.end == 25_000
+    assert again.end == end
     again.close()

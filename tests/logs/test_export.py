@@ -16,6 +16,10 @@ def line(data: bytes, stream: StreamName = "stdout", time: float = 1475711829.66
     return LogRecord(stream, time, data, Cursor(1, 0), lost, partial=not data.endswith(b"\n"))
 
 
+def partial(data: bytes, generation: int = 1, stream: StreamName = "stdout", lost: int = 0) -> LogRecord:
+    return LogRecord(stream, 0.0, data, Cursor(generation, 0), lost, partial=True)
+
+
 async def given(*records: LogRecord) -> AsyncIterator[LogRecord]:
     for record in records:
         yield record
@@ -73,3 +77,34 @@ async def test_write_file(tmp_path: Path) -> None:
     assert [int(each.rsplit(b" ", 1)[1]) for each in lines] == list(range(20_000))
     with pytest.raises(FileExistsError):
         await write_file(cri_lines(given()), tmp_path / "log")
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+async def test_no_character_is_torn_where_a_very_long_line_is_cut(cut: int) -> None:
+    data = "€𝄞üa\n".encode()
+    records = given(partial(data[:cut]), line(b"other\n", "stderr"), line(data[cut:]) if cut < 11 else line(b"\n"))
+    docker = [json.loads(chunk) async for chunk in docker_json(records)]
+    assert "".join(entry["log"] for entry in docker if entry["stream"] == "stdout").rstrip("\n") == "€𝄞üa"
+    assert [entry["log"] for entry in docker if entry["stream"] == "stderr"] == ["other\n"]
+
+
+async def test_half_a_character_that_nothing_completes_is_not_lost() -> None:
+    half = "€".encode()[:2]
+    for following in ((), (partial(b"next", 2),), (partial(b"", lost=3), partial(b"after"))):
+        docker = [json.loads(chunk) async for chunk in docker_json(given(partial(b"ab" + half), *following))]
+        assert docker[0]["log"] == "ab"
+        assert docker[1]["log"] == "\ufffd"
+        assert [entry["log"] for entry in docker[2:]] == [record.data.decode() for record in following]
+    # And what is no UTF-8 at all stays as it is.
+    assert [json.loads(chunk)["log"] async for chunk in docker_json(given(partial(b"\x80" * 5)))] == ["\ufffd" * 5]
+
+
+async def test_cri_a_line_that_a_run_did_not_end_is_not_glued_to_the_next_runs_first() -> None:
+    records = given(partial(b"no end"), partial(b"err", stream="stderr"), line(b"\n", "stderr"), partial(b"next", 2))
+    assert [chunk.split(b" ", 1)[1] async for chunk in cri_lines(records)] == [
+        b"stdout P no end\n",
+        b"stderr P err\n",
+        b"stderr F \n",
+        b"stdout F \n",
+        b"stdout P next\n",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import re
@@ -18,7 +19,7 @@ from lighterman import limits
 from lighterman.errors import InvalidSpec
 from lighterman.keeper.segments import STDERR, STDOUT
 from lighterman.logs.container import ContainerLog
-from lighterman.logs.feeds import Feeds
+from lighterman.logs.feeds import Feed, Feeds
 from lighterman.logs.pipes import make_output_pipe
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.reader import Cursor, LogRecord
@@ -165,6 +166,69 @@ async def test_P07_sink_that_hangs_slows_no_program_and_no_other_sink(
     released.set()
 
 
+async def test_P07_coroutine_that_swallows_its_cancellation_keeps_nobody_from_closing(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "SINK_CANCEL_S", 0.01)
+    called = asyncio.Event()
+    released = asyncio.Event()
+
+    async def stubborn(record: LogRecord) -> None:
+        called.set()
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await released.wait()
+
+    feeds = Feeds(log, tmp_path, SOURCE, (), [CallableSink(stubborn)])
+    writer = await Writer(log).open()
+    await writer.say(b"1\n")
+    await called.wait()
+    async with asyncio.timeout(60):
+        await feeds.stop()
+    assert "left alone" in caplog.text
+    released.set()
+    await writer.end()
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_P07_callable_that_raises_no_exception_but_worse_has_failed(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, raised: type[BaseException]
+) -> None:
+    if kind == "async" and raised is not asyncio.CancelledError:
+        pytest.skip("on its own loop it ends the program, which is what it asks for")
+    monkeypatch.setattr(limits, "SINK_RETRY_FIRST_S", 0.001)
+    got: list[bytes] = []
+    failures = 3
+
+    def take(record: LogRecord) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise raised(3)
+        got.append(record.data)
+
+    async def take_async(record: LogRecord) -> None:
+        take(record)
+
+    feeds = Feeds(log, tmp_path, SOURCE, (), [CallableSink(take if kind == "sync" else take_async)])
+    shown: set[str | None] = set()
+    back_off = Feed._back_off
+
+    async def see(self: Feed, error: str) -> None:
+        shown.add(error)
+        await back_off(self, error)
+
+    monkeypatch.setattr(Feed, "_back_off", see)
+    writer = await Writer(log).open()
+    await writer.say(b"1\n2\n")
+    await eventually(lambda: feeds.states[0].sent == 2)
+    assert shown == {f"{raised.__name__}: 3"}
+    await writer.end()
+    await feeds.finish(30.0)
+    assert got == [b"1\n", b"2\n"]
+
+
 # ---- journald ----
 
 
@@ -305,6 +369,52 @@ async def test_syslog_long_lines_come_in_pieces(tmp_path: Path) -> None:
             assert found["app"] == b"a_b_"
             text += found["text"]
     assert text == data
+
+
+class Refusing(socket.socket):
+    """Refuses some messages."""
+
+    how = errno.EMSGSIZE
+
+    def send(self, data: bytes, *flags: int) -> int:  # type: ignore[override]
+        if b"too much" in data:
+            raise OSError(self.how, os.strerror(self.how))
+        return super().send(data, *flags)
+
+
+async def test_P07_syslog_record_that_it_never_takes_is_left_out_and_counted(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(tmp_path / "log") as heard:
+        monkeypatch.setattr(socket, "socket", Refusing)
+        feeds = Feeds(log, tmp_path / "sinks", SOURCE, [SyslogSink(address=str(tmp_path / "log"))])
+        writer = await Writer(log).open()
+        await writer.say(b"one\ntoo much\ntwo\n")
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" one")
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" two")
+        await eventually(lambda: feeds.states[0].sent == 3)
+        assert (feeds.states[0].refused, feeds.states[0].error) == (1, None)
+        await writer.end()
+        await feeds.finish(30.0)
+
+
+async def test_P07_syslog_without_buffers_is_tried_again(
+    log: ContainerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SINK_RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(Refusing, "how", errno.ENOBUFS)
+    with listening(tmp_path / "log") as heard:
+        monkeypatch.setattr(socket, "socket", Refusing)
+        feeds = Feeds(log, tmp_path / "sinks", SOURCE, [SyslogSink(address=str(tmp_path / "log"))])
+        writer = await Writer(log).open()
+        await writer.say(b"too much\n")
+        await eventually(lambda: feeds.states[0].failures >= 2)
+        assert feeds.states[0].error == f"{tmp_path}/log: {os.strerror(errno.ENOBUFS)}"
+        monkeypatch.undo()
+        assert (await asyncio.to_thread(heard.recv, 65536)).endswith(b" too much")
+        await writer.end()
+        await feeds.finish(30.0)
+        assert feeds.states[0].refused == 0
 
 
 @pytest.mark.parametrize(

@@ -140,15 +140,6 @@ async def test_logs_and_exits_that_are_waited_for_when_the_engine_closes_come_to
         await (await engine.get("box")).remove(force=True)
 
 
-async def test_logs_of_a_removed_containers_exec_end(engine: Engine) -> None:
-    async with engine.container("busybox", ["sleep", "1000"]) as box:
-        process = await box.start_exec(["sh", "-c", "echo out; exec sleep 1000"])
-        reading = process.logs(follow=True)
-        assert (await anext(reading)).data == b"out\n"
-    async with asyncio.timeout(60):
-        assert [record async for record in reading] == []
-
-
 async def test_logs_of_a_program_that_never_stops_writing_end_without_follow(engine: Engine) -> None:
     async with engine.container("busybox", ["yes"]) as box:
         await written(box, b"y\n")

@@ -11,6 +11,8 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 
+from msgspec import structs
+
 from lighterman.keeper.files import OURS
 from lighterman.logs.reader import LogRecord
 from lighterman.threads import in_thread, look_at_files
@@ -29,7 +31,7 @@ async def docker_json(lines: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
     A piece that is not the last of its line has no newline in `log`. JSON knows no bytes: what is no UTF-8 becomes
     U+FFFD. What was not kept is an entry with an empty `log` and `"attrs":{"lost_bytes":"N"}`.
     """
-    async for record in lines:
+    async for record in _whole_characters(lines):
         time = _rfc3339(record.time)
         if record.lost:
             yield _json({"log": "", "stream": record.stream, "attrs": {"lost_bytes": str(record.lost)}, "time": time})
@@ -40,15 +42,59 @@ async def docker_json(lines: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
 async def cri_lines(lines: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
     """`TIME STREAM TAG CONTENT`, the tag F for a line's last piece, P for those before it and for one without an end.
 
+    A line that a run did not end has an empty last piece before the next run's first, which is no part of it.
     Bytes stay what they are. The form has no word for what was not kept.
     """
+    begun: dict[str, LogRecord] = {}
     async for record in lines:
+        for stream, open_line in tuple(begun.items()):
+            if open_line.cursor.generation != record.cursor.generation:
+                del begun[stream]
+                yield f"{_rfc3339(open_line.time)} {stream} F \n".encode()
+        if record.data.endswith(b"\n"):
+            begun.pop(record.stream, None)
+        elif record.data:
+            begun[record.stream] = record
         head = f"{_rfc3339(record.time)} {record.stream} ".encode()
         for piece in _pieces(record.data):
             if piece.endswith(b"\n"):
                 yield b"%bF %b" % (head, piece)
             else:
                 yield b"%bP %b\n" % (head, piece)
+
+
+async def _whole_characters(lines: AsyncIterator[LogRecord]) -> AsyncIterator[LogRecord]:
+    """The same, but where a very long line comes in several records none ends in the middle of a character of UTF-8."""
+    held: dict[str, LogRecord] = {}
+    async for record in lines:
+        before = held.get(record.stream)
+        if before is not None and record.data and _follows(before, record):
+            record = structs.replace(record, data=before.data + record.data)
+            del held[record.stream]
+        elif before is not None:
+            # Nothing completes it: it was no character.
+            yield held.pop(record.stream)
+        border = _whole_up_to(record.data) if record.partial else len(record.data)
+        if border < len(record.data):
+            held[record.stream] = structs.replace(record, data=record.data[border:], lost=0)
+        if border or record.lost or not record.data:
+            yield structs.replace(record, data=record.data[:border])
+    for record in held.values():
+        yield record
+
+
+def _follows(before: LogRecord, record: LogRecord) -> bool:
+    return not record.lost and before.cursor.generation == record.cursor.generation
+
+
+def _whole_up_to(data: bytes) -> int:
+    """The end of the data, or the place up to 3 bytes before it where a character begins that is not complete."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            size = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return len(data) - back if size > back else len(data)
+    return len(data)
 
 
 async def write_file(chunks: AsyncIterator[bytes], path: str | os.PathLike[str]) -> int:

@@ -106,6 +106,7 @@ class Feed:
             cursor=self._cursor,
             error=self._error,
             failures=self._failures,
+            refused=self._outlet.refused,
         )
 
     def start(self) -> None:
@@ -121,7 +122,14 @@ class Feed:
             await asyncio.wait((idle, task), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
         task.cancel()
-        await asyncio.wait((task,))
+        await asyncio.wait((task,), timeout=limits.SINK_CANCEL_S)
+        if not task.done():
+            # The host program's own function: nothing can end it, and nobody must wait for it.
+            log.error(
+                "log sink %s goes on %g s after it was cancelled: it is left alone",
+                self._outlet.kind,
+                limits.SINK_CANCEL_S,
+            )
         await self._outlet.close()
         await self._save()
 
@@ -135,7 +143,9 @@ class Feed:
             except (StoreError, OSError) as failed:
                 await self._back_off(f"the log can't be read: {failed}")
                 continue
-            self._idle.set()
+            if not news.is_set():
+                # Else there is another look to be taken: a run may have come and gone meanwhile.
+                self._idle.set()
             await self._save()
             await news.wait()
             self._idle.clear()

@@ -18,6 +18,7 @@ class SinkState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: `callable`, `journald` or `syslog`. sent: records that it took. cursor: the place after the last of them.
         error: why it takes nothing at the moment, or None. failures: how often in a row; it is tried again.
+        refused: records among those that were left out, since they are too long for it.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class SinkState(msgspec.Struct, frozen=True, kw_only=True):
     cursor: Cursor
     error: str | None = None
     failures: int = 0
+    refused: int = 0
 
 
 class LogState(msgspec.Struct, frozen=True, kw_only=True):

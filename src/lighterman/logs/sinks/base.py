@@ -23,9 +23,13 @@ class SinkFailed(Exception):
 
 
 class Outlet(Protocol):
-    """One open sink. One call at a time."""
+    """One open sink. One call at a time.
+
+    Attributes: refused: records that it can never take and that were left out.
+    """
 
     kind: str
+    refused: int
 
     async def send(self, records: Sequence[LogRecord]) -> int:
         """Deliver the first ones; returns how many, 1 or more. Raises: SinkFailed."""

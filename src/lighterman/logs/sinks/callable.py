@@ -22,6 +22,7 @@ class CallableOutlet:
 
     def __init__(self, function: Callable[[LogRecord], object]) -> None:
         self._function = function
+        self.refused = 0
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
         )
@@ -38,7 +39,11 @@ class CallableOutlet:
                 done = self._function(record)
                 if isinstance(done, Awaitable):
                     await done
-            except Exception as failed:
+            except (Exception, asyncio.CancelledError) as failed:
+                # A cancellation of its own making is a failure as any other.
+                task = asyncio.current_task()
+                if isinstance(failed, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
                 if count:
                     return count
                 raise SinkFailed(f"{type(failed).__name__}: {failed}") from failed
@@ -82,8 +87,8 @@ class _CallThread:
                 return count, None
             try:
                 self._function(record)
-            except Exception as failed:  # noqa: BLE001
-                # The host program's own; whoever waits is told.
+            except BaseException as failed:  # noqa: BLE001
+                # The host program's own, SystemExit too: it would end this thread and tell nobody.
                 return count, SinkFailed(f"{type(failed).__name__}: {failed}")
         return len(records), None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -13,6 +13,8 @@ from lighterman.logs.reader import LogRecord
 from lighterman.logs.sinks.base import SinkFailed
 
 __all__ = ["DatagramOutlet"]
+
+log = logging.getLogger(__name__)
 
 
 class DatagramOutlet:
@@ -24,6 +26,7 @@ class DatagramOutlet:
         self._family = family
         self._address = address
         self._socket: socket.socket | None = None
+        self.refused = 0
 
     def messages(self, record: LogRecord) -> Sequence[bytes]:
         """The datagrams of one record."""
@@ -37,6 +40,11 @@ class DatagramOutlet:
                     for message in self.messages(record):
                         await self._send(message)
             except (OSError, TimeoutError) as failed:
+                if isinstance(failed, OSError) and failed.errno == errno.EMSGSIZE:
+                    # It never will be taken: the records after it must not wait for that.
+                    self.refused += 1
+                    log.warning("log sink %s: %s: a record is too long for it and left out", self.kind, self._address)
+                    continue
                 await self.close()
                 if count:
                     return count
@@ -55,13 +63,14 @@ class DatagramOutlet:
         try:
             await _when_writable(opened, lambda: opened.send(message))
         except OSError as failed:
+            # Of the second nobody knows whether the message or the moment is to blame; sd_journal_send takes both so.
             if failed.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
                 raise
-            await self.send_large(opened, message)
+            await self.send_large(opened, message, failed)
 
-    async def send_large(self, opened: socket.socket, message: bytes) -> None:
-        """Send what is too long for a datagram. Raises: OSError."""
-        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    async def send_large(self, opened: socket.socket, message: bytes, failed: OSError) -> None:
+        """Send what the socket has refused for its length. Raises: OSError, `failed` if there is no other way."""
+        raise failed
 
     def _opened(self) -> socket.socket:
         if self._socket is None:

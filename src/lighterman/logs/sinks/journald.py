@@ -63,7 +63,7 @@ class JournaldOutlet(DatagramOutlet):
             fields["CONTAINER_LOST_BYTES"] = b"%d" % record.lost
         return (journal_entry(fields),)
 
-    async def send_large(self, opened: socket.socket, message: bytes) -> None:
+    async def send_large(self, opened: socket.socket, message: bytes, failed: OSError) -> None:
         """As `DatagramOutlet.send_large`: journald maps a sealed file instead."""
         memory = os.memfd_create("lighterman-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
