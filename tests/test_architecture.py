@@ -42,6 +42,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "ends",
         "limits",
         "clock",
+        "disks",
         "flag",
         "loop_thread",
         "quantities",
