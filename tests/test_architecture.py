@@ -43,6 +43,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "ends",
         "limits",
         "clock",
+        "disks",
         "flag",
         "loop_thread",
         "quantities",

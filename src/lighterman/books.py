@@ -85,6 +85,7 @@ class Books:
         assert self._made_of is not None
         entry = self._made_of(stone)
         entry.record.status = Status.REMOVED
+        entry.buried = True
         entry.removed.set()
         entry.ended.set()
         return entry

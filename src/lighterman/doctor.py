@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from lighterman.disks import is_read_only
 from lighterman.errors import InvalidSpec, NotSupported
 
 if sys.platform == "linux":  # elsewhere this module can be imported too, and says what is not there
@@ -250,8 +251,8 @@ def _state_root(path: str) -> Finding:
     except InvalidSpec as refused:
         return Finding(name="state root", status="missing", text=str(refused))
     text = f"{path} is on {kind}"
-    if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        text += ", which is mounted read-only: nothing can be written there"
+    if is_read_only(existing):
+        text += ", which is read-only: nothing can be written there, `dmesg` may say why"
         remedy = f"mount -o remount,rw {_mount_of(existing)}"
         return Finding(name="state root", status="missing", text=text, remedy=remedy)
     if kind == "overlay":

@@ -16,6 +16,7 @@ from lighterman import limits
 from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec_arguments
 from lighterman.capture import capture
 from lighterman.clock import Clock
+from lighterman.disks import check_writable
 from lighterman.entry import PROBE, Entry, ExecEntry
 from lighterman.errors import (
     AlreadyStopped,
@@ -95,6 +96,9 @@ class Execs:
         check_seconds("timeout_s", timeout_s, none=True)
         if entry.process is None:
             raise InvalidState(f"container {entry.record.name} is {entry.record.status}, not running")
+        if not is_probe:
+            # Neither its output nor its end could be written down.
+            await in_thread(check_writable, str(entry.directory))
         config = await self._host().exec_process(
             entry.process,
             asked.argv,

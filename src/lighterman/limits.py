@@ -95,8 +95,8 @@ TOMBSTONE_S = _number("TOMBSTONE_S", 600.0)  # how long a removed container's ex
 TOMBSTONES = _count("TOMBSTONES", 1000)  # of them; who runs thousands a second asks at once or never
 EXECS_KEPT = _count("EXECS_KEPT", 100)  # of one container, whose output and exit can still be asked for
 EVENTS_KEPT = _count("EVENTS_KEPT", 100_000)  # events; about 20 MB on disk
+EVENTS_TRIM_S = _number("EVENTS_TRIM_S", 3600.0)  # between two looks for what is older than the next one
 EVENTS_KEPT_S = _number("EVENTS_KEPT_S", 30 * 86400.0)  # a month of history, where there is room
-EVENTS_TRIM_S = _number("EVENTS_TRIM_S", 3600.0)  # between two looks for what is older than that
 STORE_RETRY_S = _number("STORE_RETRY_S", 1.0)  # between attempts to commit an exit while the disk is full
 
 # ---- log sinks ----

@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 
+from lighterman.disks import refusal
 from lighterman.errors import InvalidSpec, RootLocked, StoreError
 from lighterman.keeper.files import OURS, pread, pwrite
 from lighterman.trees import remove_tree
@@ -118,7 +119,7 @@ class StateRoot:
                 _make_private(path)
             self._lock = _lock(self.state)
         except OSError as failed:
-            raise StoreError(f"state root {self.state} can't be used: {failed.strerror}") from failed
+            raise StoreError(f"state root can't be used: {refusal(self.state, failed)}") from failed
 
     def release(self) -> None:
         """Give the lock back. Again is nothing."""

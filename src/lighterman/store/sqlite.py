@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from lighterman import limits
+from lighterman.disks import refusal
 from lighterman.errors import StoreError
 from lighterman.keeper.files import OURS
 from lighterman.store.base import Change, Loaded, StoredEvent, Tombstone
@@ -164,7 +165,7 @@ class SqliteStore:
         try:
             outcome = self._commit_all([change for change, _ in batch])
         except (sqlite3.Error, StoreError) as failed:
-            outcome = StoreError(f"{self._path}: {failed}: the change did not happen")
+            outcome = StoreError(f"{refusal(self._path, failed)}: the change did not happen")
             outcome.__cause__ = failed
         loop.call_soon_threadsafe(self._answer, [done for _, done in batch], outcome)
         self._since_reserve += len(batch)
@@ -285,10 +286,13 @@ class SqliteStore:
 
     async def _in_thread(self, act: Callable[[], _Result]) -> _Result:
         try:
-            work = asyncio.get_running_loop().run_in_executor(self._thread, act)
+            work = asyncio.get_running_loop().run_in_executor(self._thread, self._tried, act)
         except RuntimeError as closed:
             raise StoreError(f"{self._path} is closed") from closed
+        return await asyncio.shield(work)
+
+    def _tried(self, act: Callable[[], _Result]) -> _Result:
         try:
-            return await asyncio.shield(work)
+            return act()
         except (sqlite3.Error, OSError) as failed:
-            raise StoreError(f"{self._path}: {failed}") from failed
+            raise StoreError(refusal(self._path, failed)) from failed
