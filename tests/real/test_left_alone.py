@@ -147,16 +147,27 @@ async def test_what_does_not_die_is_left_to_the_next_engine(
 
 LOOP = """
 import asyncio, os, signal, sys
-from lighterman import Engine
+from lighterman import Engine, LimitExceeded
 from lighterman.engine.removal import Removal
+from lighterman.leases import Leases
 
 async def for_ever(self, entry):
     await asyncio.Event().wait()
 
+async def fails(self, entry):
+    raise LimitExceeded("no room for another lease", limit="leases")
+
 async def main():
     async with Engine(root=sys.argv[1]) as engine:
         Removal.remove_files = for_ever
-        await engine.run("busybox", ["true"], name="job")
+        if sys.argv[2] == "run":
+            await engine.run("busybox", ["true"], name="job")
+        else:
+            made, Leases.made = Leases.made, fails
+            try:
+                await engine.create("busybox", ["true"], name="job", lease=None)
+            except LimitExceeded:
+                Leases.made = made
         box = await engine.create("busybox", ["sleep", "1000"], name="job", lease=None)
         await box.start()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,8 +176,9 @@ asyncio.run(main())
 """
 
 
-async def test_name_of_what_is_being_removed_is_another_ones(root: Path) -> None:
-    program = [sys.executable, "-c", LOOP, str(root)]
+@pytest.mark.parametrize("by", ["run", "a create that fails"])
+async def test_name_of_what_is_being_removed_is_another_ones(root: Path, by: str) -> None:
+    program = [sys.executable, "-c", LOOP, str(root), by]
     done = await asyncio.to_thread(subprocess.run, program, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     async with Engine(root=root) as engine:
