@@ -159,7 +159,7 @@ class Container:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds.
 
         Returns: how it ended; None if it never ran. Raises: LimitExceeded if not even SIGKILL ends it.
-        If cancelled: it is stopped all the same.
+        If cancelled: it is stopped all the same. If this process is killed: the root's next engine goes on with it.
         """
         return await self._engine.runs.stop(self._entry, grace_s)
 

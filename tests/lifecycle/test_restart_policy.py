@@ -91,6 +91,20 @@ def test_L32_at_boot(end: RunEnd, manual: bool) -> None:
     assert starts("on-failure:3") == (not manual and end.failed)
 
 
+@pytest.mark.parametrize("text", ["no", "always", "unless-stopped", "on-failure"])
+@pytest.mark.parametrize("manual", [False, True])
+def test_L32_at_boot_the_codes_count_as_at_every_end(text: str, manual: bool) -> None:
+    def starts(end: RunEnd, **codes: tuple[int | str, ...]) -> bool:
+        asked = RestartPolicy(name=policy(text).name, **codes)  # type: ignore[arg-type]
+        return should_start_at_boot(asked, manually_stopped=manual, last_end=end)
+
+    failed, killed = RunEnd(exit_code=3), RunEnd(exit_code=137, signal=9)
+    assert not starts(failed, prevent_codes=(3,))
+    assert not starts(killed, prevent_codes=("SIGKILL",), force_codes=("SIGKILL",))
+    assert starts(failed, force_codes=(3,)) == (not manual or text == "always")
+    assert starts(UNKNOWN, prevent_codes=(255,)) == starts(UNKNOWN)
+
+
 @pytest.mark.parametrize("text", ["", "sometimes", "always:3", "on-failure:x", "on-failure:-1", "on-failure:", "no:"])
 def test_L32_wrong_policy_is_refused(text: str) -> None:
     with pytest.raises(InvalidSpec, match="restart policy"):

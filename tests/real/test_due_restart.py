@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from reboot_support import change_record, rows
 
+from lighterman import RestartPolicy
 from lighterman.engine import Engine
 from support import eventually
 
@@ -116,3 +118,38 @@ async def test_P01_a_back_off_that_nobody_has_stopped_goes_on(root: Path) -> Non
         await box.stop()
         assert (box.status, (await box.wait()).code) == ("exited", 5)
         await box.remove()
+
+
+async def test_P02_time_of_who_waits_for_its_restart_goes_on(root: Path) -> None:
+    much_later = RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)
+    async with Engine(root=root) as engine:
+        box = await engine.create(
+            "busybox", ["sh", "-c", "exit 5"], name="box", lease=None, ttl_s=3, restart=much_later
+        )
+        await box.start()
+        await eventually(lambda: box.status == "restarting")
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        exit = await box.wait(timeout_s=60)
+        assert (exit.code, exit.reason, box.status) == (5, "lease", "exited")
+
+
+async def test_due_restarts_keep_to_the_engines_rate(root: Path) -> None:
+    script = ["sh", "-c", "[ -e /again ] && exec sleep 1000; touch /again; exit 1"]
+    later = RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)
+    async with Engine(root=root) as engine:
+        for number in range(4):
+            box = await engine.create("busybox", script, name=f"box{number}", lease=None, restart=later)
+            await box.start()
+        boxes = await engine.containers()
+        await eventually(lambda: all(box.status == "restarting" for box in boxes))
+    for row in rows(root):
+        change_record(root, row.id, restart_at=0.0)
+    async with Engine(root=root, restarts_per_s=0.001) as engine:
+        boxes = await engine.containers()
+        await eventually(lambda: any(box.status == "running" for box in boxes))
+        # The place of the next one is in a quarter of an hour.
+        assert sorted(str(box.status) for box in boxes) == ["restarting"] * 3 + ["running"]
+        for box in boxes:
+            await box.stop(grace_s=0)
+            assert box.status == "exited"

@@ -291,7 +291,10 @@ class Runs:
             self._note_end(entry, 0)
         if ends:
             await self.mark_stopped(entry)
-        await client.signal(entry.record.id, signal)
+        if signal == 9:
+            await self._carry_out(entry, client.signal(entry.record.id, signal))
+        else:
+            await client.signal(entry.record.id, signal)
 
     async def update(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`. If cancelled: it goes on."""
@@ -390,21 +393,23 @@ class Runs:
             await self._save_stopped(entry)
         else:
             await self.mark_stopped(entry)
+        id = entry.record.id
         try:
-            if grace_s:
-                await client.stop(entry.record.id, grace_s=grace_s)
-            else:
-                await client.terminate(entry.record.id)
+            await self._carry_out(entry, client.stop(id, grace_s=grace_s) if grace_s else client.terminate(id))
         except NotFound:
             log.debug("container %s ended in the same moment", entry.record.name)
-        except LimitExceeded:
-            raise  # it has its SIGKILL, and ends as asked once it can
+        return True
+
+    async def _carry_out(self, entry: Entry, ending: Awaitable[None]) -> None:
+        try:
+            await ending
+        except (NotFound, LimitExceeded):
+            raise  # it has ended; or it has its SIGKILL, and ends as asked once it can
         except LightermanError:
             # It was not stopped: nor is it to be by the next engine.
             entry.record.end_reason = entry.record.kill_at = None
             await self._save_quietly(entry)
             raise
-        return True
 
     async def go_on_ending(self, entry: Entry) -> None:
         """Go on with a stop that an earlier engine had begun: what was asked for then holds now."""
