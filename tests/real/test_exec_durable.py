@@ -425,3 +425,24 @@ async def test_P04_host_restarted_its_end_is_told_first(root: Path) -> None:
     async with Engine(root=root) as engine:
         exit = await (await (await engine.get("box")).get_exec(id)).wait()
         assert exit.unknown == "host restarted"
+
+
+# ---- in a paused container ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["timeout", "kill"])
+async def test_P04_ends_in_a_paused_container_which_stays_paused(box: Container, by: str) -> None:
+    script = "trap 'echo woken' TERM; sleep 1000 & echo begun; wait; echo woken"
+    process = await box.start_exec(["sh", "-c", script], timeout_s=2 if by == "timeout" else None)
+    await eventually(lambda: len(running_in(box.id)) == 3)
+    await box.pause()
+    if by == "kill":
+        await process.kill()
+    exit = await asyncio.wait_for(process.wait(), 60)
+    assert (exit.signal, exit.reason) == (9, "timeout" if by == "timeout" else None)
+    assert box.status == "paused"
+    # Nothing of it has run on its way to its end; nor is anything of it left.
+    assert await output(process) == b"begun\n"
+    await only_init(box)
+    await box.resume()
+    assert (await box.exec(["true"])).ok
