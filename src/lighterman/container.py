@@ -335,11 +335,14 @@ class Container:
         return Process(self._engine, self._entry, life)
 
     async def execs(self) -> list[Process]:
-        """Its exec processes that run, and those that were started by `start_exec` and have ended."""
+        """Its exec processes that run, and those that were started by `start_exec` and have ended, the oldest first.
+
+        Also those of earlier engines; of the ended ones the last limits.EXECS_KEPT.
+        """
         return [Process(self._engine, self._entry, life) for life in self._entry.execs.values()]
 
     async def get_exec(self, id: str) -> Process:
-        """An exec process by its id; also one that an earlier engine has started. Raises: NotFound."""
+        """An exec process by its id, also after its end, and of an earlier engine. Raises: NotFound."""
         life = self._entry.execs.get(id) if isinstance(id, str) else None
         if life is None:
             raise NotFound(f"container {self.name} has no process {id!r:.140}", container=self.id)
@@ -397,8 +400,23 @@ class Process:
         return self._life.name
 
     @property
+    def argv(self) -> Sequence[str]:
+        """Its command; empty where the engine that started it was killed before it could write that down."""
+        return self._life.record.argv
+
+    @property
+    def status(self) -> Status:
+        """`running` or `exited`. In a paused container it is still running, and stands still."""
+        return Status.RUNNING if self._life.exit is None else Status.EXITED
+
+    @property
+    def started_at(self) -> float | None:
+        """When it began, Unix time in seconds; None until that is written down."""
+        return self._life.record.started_at
+
+    @property
     def pid(self) -> int:
-        """The host's number."""
+        """The host's number; of one that has ended, the one that it had."""
         return self._life.pid
 
     @property
@@ -413,7 +431,10 @@ class Process:
 
     @property
     def stdout(self) -> LogStream:
-        """Its output from the first byte; with a terminal, all of it."""
+        """Its output from the first byte; with a terminal, all of it.
+
+        Raises: InvalidState if it had ended before this engine came: `logs` has it then.
+        """
         return self._life.output(1)
 
     @property
@@ -421,12 +442,23 @@ class Process:
         """As `stdout`. Raises: InvalidState with a terminal."""
         return self._life.output(2)
 
-    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> AsyncIterator[LogRecord]:
-        """What it wrote, from a record's cursor on; for who comes back, or comes later than others.
+    def logs(
+        self,
+        *,
+        after: Cursor | None = None,
+        follow: bool = False,
+        since: datetime.datetime | float | None = None,
+        until: datetime.datetime | float | None = None,
+        tail: int | None = None,
+        streams: StreamName | Iterable[StreamName] = ("stdout", "stderr"),
+        lines: bool = False,
+    ) -> AsyncIterator[LogRecord]:
+        """What it wrote, for who comes back, or comes later than others; the arguments are those of `Container.logs`.
 
         Raises: InvalidSpec.
         """
-        return self._life.log.select(log_query(after=after, follow=follow))
+        query = log_query(after=after, follow=follow, since=since, until=until, tail=tail, streams=streams, lines=lines)
+        return self._life.log.select(query)
 
     async def wait(self) -> ExitRecord:
         """How it ended, once it has."""

@@ -440,6 +440,21 @@ class Process:
         return self._process.id
 
     @property
+    def argv(self) -> Sequence[str]:
+        """Its command; empty where nobody knows it any more."""
+        return self._process.argv
+
+    @property
+    def status(self) -> Status:
+        """`running` or `exited`."""
+        return self._process.status
+
+    @property
+    def started_at(self) -> float | None:
+        """When it began, Unix time in seconds; None until that is written down."""
+        return self._process.started_at
+
+    @property
     def pid(self) -> int:
         """The host's number."""
         return self._process.pid
@@ -464,9 +479,23 @@ class Process:
         """As `stdout`. Raises: InvalidState with a terminal."""
         return OutputReader(self._loop, self._loop.call(_output(self._process, 2)))
 
-    def logs(self, *, after: Cursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
-        """What it wrote, from a record's cursor on; for who comes back, or comes later than others."""
-        return self._loop.iterate(lambda: self._process.logs(after=after, follow=follow))
+    def logs(
+        self,
+        *,
+        after: Cursor | None = None,
+        follow: bool = False,
+        since: datetime.datetime | float | None = None,
+        until: datetime.datetime | float | None = None,
+        tail: int | None = None,
+        streams: StreamName | Iterable[StreamName] = ("stdout", "stderr"),
+        lines: bool = False,
+    ) -> Iterator[LogRecord]:
+        """What it wrote; see the async face's `logs` for the arguments."""
+        return self._loop.iterate(
+            lambda: self._process.logs(
+                after=after, follow=follow, since=since, until=until, tail=tail, streams=streams, lines=lines
+            )
+        )
 
     def wait(self) -> ExitRecord:
         """How it ended, once it has."""

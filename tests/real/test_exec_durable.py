@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from real_support import running_in
+from real_support import keeper_pid, process_is_there, running_in
 
-from lighterman import Container, Engine, InvalidState, LogRecord, NotFound, Process
+from lighterman import Container, Engine, InvalidState, LogRecord, NotFound, Process, limits
 from lighterman.lifecycle.events import State
+from lighterman.record import decode_exec
+from lighterman.recovery import decoded
+from lighterman.store.sqlite import read_records
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -274,3 +281,168 @@ async def test_P04_exec_without_a_terminal_of_a_container_with_one_is_taken_up(r
         box = await engine.get("box")
         jobs = await engine.host.keeper.list_jobs(of=f"{box.id}:")
         assert [job.pid for job in jobs] == [box.pid]
+
+
+# ---- in the store ------------------------------------------------------------------------------------------------
+
+
+async def _told(engine: Engine, box: Container) -> list[tuple[str, str]]:
+    return [(event.kind, event.process) async for event in engine.events(after=0, container=box.id, follow=False)]
+
+
+def _directories(root: Path, box: Container) -> set[str]:
+    return {path.name for path in (root / "containers" / box.id / "execs").iterdir()}
+
+
+async def test_P04_what_has_ended_is_found_again_with_exit_and_output(root: Path) -> None:
+    argv = ("sh", "-c", "echo said; echo why >&2; exit 7")
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(argv)
+        ended = await process.wait()
+        # One that was run to its end was told of then: nobody asks for it again.
+        assert (await box.exec(["sh", "-c", "echo more"])).ok
+        assert [one.id for one in await box.execs()] == [process.id]
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        (found,) = await box.execs()
+        assert (found.id, found.pid, found.argv) == (process.id, process.pid, argv)
+        assert await found.wait() == ended
+        assert (ended.code, ended.last_words) == (7, b"why\n")
+        assert [await output(found), await output(found, "stderr")] == [b"said\n", b"why\n"]
+        with pytest.raises(InvalidState, match="in its logs"):
+            found.stdout  # noqa: B018  a property that raises
+        await box.kill()
+        await box.wait()
+        # Its container's end, and a further engine, change nothing of that.
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        assert await (await box.get_exec(process.id)).wait() == ended
+        await box.remove()
+    assert not (root / "containers" / box.id).exists()
+    assert _rows(root) == []
+
+
+def _rows(root: Path) -> list[str]:
+    with closing(sqlite3.connect(root / "state.db")) as database:
+        return [decode_exec(row).id for (row,) in database.execute("SELECT record FROM execs ORDER BY rowid")]
+
+
+async def test_P04_as_many_are_kept_as_one_engine_keeps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EXECS_KEPT", 3)
+    ids = []
+    for number in range(3):
+        async with Engine(root=root) as engine:
+            if not number:
+                box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+                await box.start()
+            box = await engine.get("box")
+            for _ in range(2):
+                process = await box.start_exec(["echo", "said"])
+                ids.append(process.id)
+                await process.wait()
+    # What was killed while it took something away has left it.
+    (root / "containers" / box.id / "execs" / "0123456789ab" / "1").mkdir(parents=True)
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        assert [process.id for process in await box.execs()] == ids[-3:]
+        assert _directories(root, box) == set(ids[-3:])
+        await box.exec(["true"])
+    assert _rows(root) == ids[-3:]
+
+
+async def _killed_with_keeper(root: Path, scripts: list[str], exec_options: dict[str, object]) -> list[str]:
+    owner, ids = await _owned(root, scripts, {}, exec_options)
+    keeper = keeper_pid(root)
+    # Together: neither sees the other's end.
+    owner.send_signal(signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    owner.kill()
+    await owner.wait()
+    await eventually(lambda: not process_is_there(keeper))
+    return ids
+
+
+async def test_P04_engine_and_keeper_killed_it_is_found_by_its_number(root: Path) -> None:
+    ids = await _killed_with_keeper(root, ["exec sleep 1000", "trap '' TERM; sleep 1000; :", "sleep 999; :"], {})
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        processes = [await box.get_exec(id) for id in ids]
+        assert all(process_is_there(process.pid) for process in processes)
+        assert [process.exit for process in processes] == [None] * 3
+        await processes[0].kill("TERM")
+        await processes[1].kill()
+        for process, number in zip(processes[:2], (15, 9), strict=True):
+            exit = await asyncio.wait_for(process.wait(), 60)
+            assert exit.signal == number or exit.unknown == "keeper lost", exit
+        # All that it had started as well.
+        await eventually(lambda: len(running_in(box.id)) == 3)
+        await box.kill()
+        await box.wait()
+        told = await _told(engine, box)
+        assert [kind for kind, _ in told].count(State.EXIT_PROCESS) == 3
+        assert told[-2:] == [(State.EXIT_PROCESS, ids[2]), (State.EXIT, "init")]
+
+
+async def test_P04_engine_and_keeper_killed_its_time_is_bounded(root: Path) -> None:
+    (id,) = await _killed_with_keeper(root, ["exec sleep 1000"], {"timeout_s": 3})
+    async with Engine(root=root) as engine:
+        process = await (await engine.get("box")).get_exec(id)
+        exit = await asyncio.wait_for(process.wait(), 60)
+        assert exit.reason == "timeout" or exit.unknown == "keeper lost", exit
+        assert not process_is_there(process.pid)
+
+
+async def test_P04_engine_keeper_and_container_killed_its_end_is_told_first(root: Path) -> None:
+    (id,) = await _killed_with_keeper(root, ["exec sleep 1000"], {})
+    (record,) = read_records(str(root / "state.db"))
+    init = decoded(record).pid
+    os.kill(init, signal.SIGKILL)
+    await eventually(lambda: not process_is_there(init))
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        exit = await asyncio.wait_for(box.wait(), 60)
+        process = await box.get_exec(id)
+        assert exit.unknown or exit.signal == 9
+        assert process.exit is not None
+        assert process.exit.unknown or process.exit.signal == 9
+        assert (await _told(engine, box))[-2:] == [(State.EXIT_PROCESS, id), (State.EXIT, "init")]
+
+
+async def test_P04_host_restarted_its_end_is_told_first(root: Path) -> None:
+    (id,) = await _killed_with_keeper(root, ["exec sleep 1000"], {"timeout_s": 1000})
+    record = decoded(read_records(str(root / "state.db"))[0])
+    with closing(sqlite3.connect(root / "state.db")) as database, database:
+        database.execute("UPDATE facts SET value = 'of an earlier boot' WHERE name = 'boot_id'")
+    os.kill(record.pid, signal.SIGKILL)
+    await eventually(lambda: running_in(record.id) == [])
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        process = await box.get_exec(id)
+        assert [exit is not None and exit.unknown for exit in (box.exit, process.exit)] == ["host restarted"] * 2
+        assert (await _told(engine, box))[-2:] == [(State.EXIT_PROCESS, id), (State.EXIT, "init")]
+    async with Engine(root=root) as engine:
+        exit = await (await (await engine.get("box")).get_exec(id)).wait()
+        assert exit.unknown == "host restarted"
+
+
+# ---- in a paused container ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["timeout", "kill"])
+async def test_P04_ends_in_a_paused_container_which_stays_paused(box: Container, by: str) -> None:
+    script = "trap 'echo woken' TERM; sleep 1000 & echo begun; wait; echo woken"
+    process = await box.start_exec(["sh", "-c", script], timeout_s=2 if by == "timeout" else None)
+    await eventually(lambda: len(running_in(box.id)) == 3)
+    await box.pause()
+    if by == "kill":
+        await process.kill()
+    exit = await asyncio.wait_for(process.wait(), 60)
+    assert (exit.signal, exit.reason) == (9, "timeout" if by == "timeout" else None)
+    assert box.status == "paused"
+    # Nothing of it has run on its way to its end; nor is anything of it left.
+    assert await output(process) == b"begun\n"
+    await only_init(box)
+    await box.resume()
+    assert (await box.exec(["true"])).ok

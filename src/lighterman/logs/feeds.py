@@ -94,6 +94,7 @@ class Feed:
         self._failures = 0
         self._error: str | None = None
         self._idle = asyncio.Event()
+        self._seen = log.news  # which it has looked at everything since
         self._task: asyncio.Task[None] | None = None
         self._saved = Cursor(0, 0)
         self._save_at = 0.0
@@ -118,7 +119,7 @@ class Feed:
             return
         self._task = None
         if within_s > 0 and self._error is None:
-            idle = asyncio.ensure_future(self._idle.wait())
+            idle = asyncio.ensure_future(self._caught_up())
             await asyncio.wait((idle, task), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
         task.cancel()
@@ -133,11 +134,18 @@ class Feed:
         await self._outlet.close()
         await self._save()
 
+    async def _caught_up(self) -> None:
+        await self._idle.wait()
+        while self._error is None and self._seen.is_set():
+            # There is news that its task was woken for, and has not come to yet.
+            await asyncio.sleep(0)
+            await self._idle.wait()
+
     async def _run(self) -> None:
         if self._file is not None:
             self._cursor = self._saved = await in_thread(_load, self._file)
         while True:
-            news = self._log.news
+            news = self._seen = self._log.news
             try:
                 await self._pass_on()
             except (StoreError, OSError) as failed:

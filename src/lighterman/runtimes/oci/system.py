@@ -272,7 +272,7 @@ class OciSystem:
 
     def _members(self, own: OwnCgroup | None) -> Callable[[int], Members]:
         """All that an exec has started, by its pid: what is in its own cgroup, or its family in the container's."""
-        return lambda pid: own if own is not None else Tree(pid, self.cgroup.pids)
+        return lambda pid: own if own is not None else Tree(pid, self.cgroup.pids, self.cgroup.let_die)
 
     def members(self, pid: int) -> Members | None:
         """Of the exec with that pid; None where none has it."""

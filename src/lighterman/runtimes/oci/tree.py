@@ -29,10 +29,16 @@ class Members(Protocol):
 
 
 class Tree:
-    """What belongs to `root`; `pids` lists the container's processes. It is known from each `look` on."""
+    """What belongs to `root`; `pids` lists the container's processes. It is known from each `look` on.
 
-    def __init__(self, root: int, pids: Callable[[], set[int]]) -> None:
+    Args: let_die: those of these processes that were killed, if something holds them back.
+    """
+
+    def __init__(
+        self, root: int, pids: Callable[[], set[int]], let_die: Callable[[set[int]], None] = lambda _: None
+    ) -> None:
         self._pids = pids
+        self._let_die = let_die
         self._known: dict[int, int | None] = {root: read_start_time(root)}  # number to start time: one process for ever
         self._session = _session_of_its_own(root)
 
@@ -57,6 +63,7 @@ class Tree:
         deadline = time.monotonic() + _PASSES_S
         while self.look() and time.monotonic() < deadline:
             kill_listed(self.look)
+            self._let_die(self.look())
 
 
 def _session_of_its_own(root: int) -> int:

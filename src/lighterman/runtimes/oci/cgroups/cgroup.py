@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from lighterman.errors import NotFound, OperationTimeout
 from lighterman.runtimes.oci.cgroups import files, v1, v2
 from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy
 from lighterman.runtimes.oci.cgroups.killing import kill_listed
+from lighterman.runtimes.oci.processes import is_dying
 from lighterman.spec import Statistics
 
 __all__ = ["Cgroup"]
@@ -190,6 +191,31 @@ class Cgroup:
                 if hierarchy is freezer:
                     for below, _ in files.walk(directory):
                         v1.set_frozen(below, False)
+
+    def let_die(self, pids: Set[int]) -> None:
+        """Let those of its processes that have a SIGKILL die of it though all of it is frozen; the others stay so."""
+        freezer = self.host.freezer
+        if freezer is None or freezer.version == 2 or not self._is_held_back():
+            return
+        outside = files.open_directory(freezer.mount_point, self._components[:-1])
+        if outside is None:
+            return
+        try:
+            for pid in pids & self.pids():
+                # v1's freezer holds back SIGKILL too, but not outside of it; there it runs no further instruction.
+                if is_dying(pid):
+                    with suppress(ProcessLookupError):
+                        files.write(outside, "cgroup.procs", str(pid))
+        finally:
+            os.close(outside)
+
+    def _is_held_back(self) -> bool:
+        try:
+            with self._freezer() as (version, directory):
+                # Also while it is being frozen.
+                return version.frozen_state(directory) is not False
+        except NotFound:
+            return False
 
     def remove(self) -> bool:
         """Remove its directories, the deepest first, in every hierarchy. Nothing is killed.
