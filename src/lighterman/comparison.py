@@ -77,8 +77,8 @@ def _decoded(store: Outside, path: str) -> tuple[list[Record], list[Difference]]
             records.append(_RECORD.decode(encoded))
         except msgspec.MsgspecError as wrong:
             text = (
-                f"its row can't be read ({wrong}), so that no engine can use this root: put an earlier {path} back, or "
-                f"give the container up: sqlite3 {path} \"DELETE FROM containers WHERE id = '{id}'\""
+                f"its row can't be read ({wrong}): put an earlier {path} back, or give the container up: "
+                f"sqlite3 {path} \"DELETE FROM containers WHERE id = '{id}'\""
             )
             unreadable.append(Difference(container=id, about="row", text=text))
     return records, unreadable

@@ -85,9 +85,6 @@ async def _look_and_mend(root: str) -> _Compared:
     found = (await _look(root)).left
     if not found:
         return _Compared()
-    if any(difference.about == "row" for difference in found):
-        # No engine can come back, and none is to begin with it.
-        return _Compared(left=found, failed="nothing is mended while a row can't be read")
     failed = None
     try:
         async with Engine(root=root):
