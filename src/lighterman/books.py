@@ -65,10 +65,14 @@ class Books:
             if len(found) > 1:
                 raise InvalidSpec(f"container id {name_or_id!r}: {len(found)} containers begin so, give more of it")
             entry = found[0] if found else None
-        entry = entry or self._tombstone(name_or_id)
+        entry = entry or self._nameless(name_or_id) or self._tombstone(name_or_id)
         if entry is None:
             raise NotFound(f"no container {name_or_id!r:.140} in this engine")
         return entry
+
+    def _nameless(self, name: str) -> Entry | None:
+        """One of an earlier engine that is about to be removed: its name is free, and nobody has taken it yet."""
+        return next((entry for entry in self._entries.values() if entry.record.name == name), None)
 
     def _tombstone(self, name_or_id: str) -> Entry | None:
         self._clear_tombstones()

@@ -13,6 +13,7 @@ from reboot_support import change_record, rows
 
 from lighterman import RestartPolicy
 from lighterman.engine import Engine
+from lighterman.lifecycle.restart import RestartRate
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -134,7 +135,7 @@ async def test_P02_time_of_who_waits_for_its_restart_goes_on(root: Path) -> None
         assert (exit.code, exit.reason, box.status) == (5, "lease", "exited")
 
 
-async def test_due_restarts_keep_to_the_engines_rate(root: Path) -> None:
+async def test_due_restarts_keep_to_the_engines_rate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = ["sh", "-c", "[ -e /again ] && exec sleep 1000; touch /again; exit 1"]
     later = RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)
     async with Engine(root=root) as engine:
@@ -145,10 +146,19 @@ async def test_due_restarts_keep_to_the_engines_rate(root: Path) -> None:
         await eventually(lambda: all(box.status == "restarting" for box in boxes))
     for row in rows(root):
         change_record(root, row.id, restart_at=0.0)
+    real, waits = RestartRate.take, list[float]()
+
+    def take(self: RestartRate, now: float) -> float:
+        waits.append(real(self, now))
+        return waits[-1]
+
+    monkeypatch.setattr(RestartRate, "take", take)
     async with Engine(root=root, restarts_per_s=0.001) as engine:
         boxes = await engine.containers()
         await eventually(lambda: any(box.status == "running" for box in boxes))
         # The place of the next one is in a quarter of an hour.
+        await eventually(lambda: len(waits) == 4)
+        assert [wait > 0 for wait in waits] == [False, True, True, True]
         assert sorted(str(box.status) for box in boxes) == ["restarting"] * 3 + ["running"]
         for box in boxes:
             await box.stop(grace_s=0)
