@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from real_support import keeper_pid, process_is_there, running_in
 
-from lighterman import Container, Engine, InvalidState, LogRecord, NotFound, Process, limits
+from lighterman import Container, Engine, InvalidState, KeeperLost, LogRecord, NotFound, Process, limits
+from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.events import State
 from lighterman.record import decode_exec
 from lighterman.recovery import decoded
@@ -349,7 +350,44 @@ async def test_P04_as_many_are_kept_as_one_engine_keeps(root: Path, monkeypatch:
         assert [process.id for process in await box.execs()] == ids[-3:]
         assert _directories(root, box) == set(ids[-3:])
         await box.exec(["true"])
-    assert _rows(root) == ids[-3:]
+        # What was run to its end is in no row, once another change was written.
+        last = await box.start_exec(["true"])
+    assert _rows(root) == [*ids[-3:], last.id]
+
+
+async def test_P04_end_that_was_told_and_not_acknowledged_is_told_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves it between the commit and the keeper's hearing of it."""
+
+    async def lost(self: KeeperClient, job: str) -> None:
+        raise KeeperLost("killed")
+
+    monkeypatch.setattr(KeeperClient, "acknowledge", lost)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(["sh", "-c", "echo said; exit 7"])
+        await process.wait()
+        assert (await box.exec(["sh", "-c", "exit 5"])).exit.code == 5
+        told = await _told(engine, box)
+    assert [kind for kind, _ in told][2:] == ["start-process", "exit-process"] * 2
+    monkeypatch.undo()
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+
+        async def only_init_is_held() -> bool:
+            jobs = await engine.host.keeper.list_jobs(of=f"{box.id}:")
+            return [job.pid for job in jobs] == [box.pid]
+
+        await eventually(only_init_is_held)
+        assert await _told(engine, box) == [*told, ("restore", "init")]
+        assert [one.id for one in await box.execs()] == [process.id]
+        assert await output(process) == b"said\n"
+        await box.exec(["true"])
+        await box.exec(["true"])
+    async with Engine(root=root) as engine:
+        assert [one.id for one in await (await engine.get("box")).execs()] == [process.id]
 
 
 async def _killed_with_keeper(root: Path, scripts: list[str], exec_options: dict[str, object]) -> list[str]:

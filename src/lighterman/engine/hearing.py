@@ -126,6 +126,11 @@ class Hearing:
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> None:
         known = entry.execs.get(info.process_id)
+        if known is not None and known.ended.is_set():
+            # The engine that told of it was killed before its keeper heard that.
+            if not known.is_kept:
+                entry.drop_exec(known)
+            return
         life = known or entry.new_exec(ExecRecord(id=info.process_id))
         was_told = life.record.started_at is not None
         life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
@@ -135,14 +140,17 @@ class Hearing:
                 # The engine that started it was killed before it could tell.
                 entry.untold.append(entry.exec_event(State.START_PROCESS, record))
             exit = await self._with_last_words(life.output_of, exit_record(info, life.reason))
-            record = msgspec.structs.replace(record, exit=exit, due=None)
+            record = msgspec.structs.replace(record, exit=exit, due=None, is_kept=life.is_kept)
 
         def tell_who_waits() -> None:
             if record.exit is not None:
                 life.end(record)
 
         if not life.is_probe:
-            is_kept = known is not None and (life.is_kept or record.exit is None)
-            entry.exec_changed(record, is_kept=is_kept)
+            if known is not None:
+                entry.exec_changed(record)
             await self._inside.books.tell_fact(entry, entry.exec_event(info.state, record), late=tell_who_waits)
         tell_who_waits()
+        if life.ended.is_set() and not life.is_kept and not life.is_probe:
+            # Once its keeper has heard of that too.
+            entry.execs_unsaved[life.name] = None
