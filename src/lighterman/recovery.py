@@ -135,7 +135,7 @@ async def _take_up_one(
         await tell_lost(books, entry, HOST_RESTARTED)
     else:
         await _take_up_running(engine, host, books, entry, jobs, due, frozen=frozen)
-    if not entry.is_registered:
+    if entry.client is None:  # else what is told of its execs is on its way
         engine.execs.settle(entry, HOST_RESTARTED if rebooted else _KEEPER_LOST)
     if record.lease in ENDS_WITH_ENGINE or (record.lease in ("owner", "connection") and rebooted):
         # Its owner was the engine before us, or one of an earlier boot, and that is dead.

@@ -390,6 +390,26 @@ async def test_P04_end_that_was_told_and_not_acknowledged_is_told_once(
         assert [one.id for one in await (await engine.get("box")).execs()] == [process.id]
 
 
+async def test_P04_exec_and_container_ended_meanwhile_both_ends_are_exact(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        script = "echo before; while [ ! -e /go ]; do sleep 0.05; done; echo after; exit 12"
+        process = await box.start_exec(["sh", "-c", script])
+        assert await process.stdout.readline() == b"before\n"
+    await asyncio.to_thread(Path(f"/proc/{box.pid}/root/go").touch)
+    await eventually(lambda: not process_is_there(process.pid))
+    os.kill(box.pid, signal.SIGKILL)
+    async with Engine(root=root) as engine:
+        found = await engine.get("box")
+        assert (await asyncio.wait_for(found.wait(), 60)).signal == 9
+        ended = await found.get_exec(process.id)
+        assert ended.exit is not None
+        assert ended.exit.code == 12
+        assert await output(ended) == b"before\nafter\n"
+        assert (await _told(engine, box))[-2:] == [(State.EXIT_PROCESS, process.id), (State.EXIT, "init")]
+
+
 async def _killed_with_keeper(root: Path, scripts: list[str], exec_options: dict[str, object]) -> list[str]:
     owner, ids = await _owned(root, scripts, {}, exec_options)
     keeper = keeper_pid(root)

@@ -133,7 +133,8 @@ class Hearing:
             return
         life = known or entry.new_exec(ExecRecord(id=info.process_id))
         was_told = life.record.started_at is not None
-        life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
+        if not was_told:
+            life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
         record = life.record
         if info.state is State.EXIT_PROCESS:
             if known is not None and not was_told and not life.is_probe:
