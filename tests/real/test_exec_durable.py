@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 from real_support import keeper_pid, process_is_there, running_in
 
 from lighterman import Container, Engine, InvalidState, KeeperLost, LogRecord, NotFound, Process, limits
 from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.events import State
-from lighterman.record import decode_exec
+from lighterman.record import ExecRecord, decode_exec
 from lighterman.recovery import decoded
 from lighterman.store.sqlite import read_records
 from support import eventually
@@ -388,6 +389,27 @@ async def test_P04_end_that_was_told_and_not_acknowledged_is_told_once(
         await box.exec(["true"])
     async with Engine(root=root) as engine:
         assert [one.id for one in await (await engine.get("box")).execs()] == [process.id]
+
+
+async def test_P04_killed_before_its_start_was_told_the_next_engine_tells_it(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(["sleep", "1000"])
+    # What a kill leaves: nothing is in the store of one that runs, and of another one only when its time is over.
+    with closing(sqlite3.connect(root / "state.db")) as database, database:
+        database.execute("DELETE FROM execs")
+        database.execute("DELETE FROM events WHERE body LIKE '%start-process%'")
+        never = msgspec.json.encode(ExecRecord(id="0123456789ab", argv=("true",), due=1.0))
+        database.execute("INSERT INTO execs VALUES (?, '0123456789ab', ?)", (box.id, never))
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        (found,) = await box.execs()
+        assert (found.id, found.pid, found.status, found.argv) == (process.id, process.pid, "running", ())
+        await found.kill()
+        assert (await found.wait()).signal == 9
+        assert (await _told(engine, box))[-2:] == [("start-process", process.id), ("exit-process", process.id)]
+    assert _rows(root) == [process.id]
 
 
 async def test_P04_exec_and_container_ended_meanwhile_both_ends_are_exact(root: Path) -> None:
