@@ -339,7 +339,8 @@ class Container:
 
         Also those of earlier engines; of the ended ones the last limits.EXECS_KEPT.
         """
-        return [Process(self._engine, self._entry, life) for life in self._entry.execs.values()]
+        lives = self._entry.execs.values()
+        return [Process(self._engine, self._entry, life) for life in lives if life.is_kept or not life.ended.is_set()]
 
     async def get_exec(self, id: str) -> Process:
         """An exec process by its id, also after its end, and of an earlier engine. Raises: NotFound."""

@@ -113,7 +113,7 @@ class ExecEntry:
         self.output_of = Output()
         self.reason: str | None = None
         self.is_probe = record.id.startswith(PROBE)  # of a health check: too frequent for the journal
-        self.is_kept = not self.is_probe  # can be asked for after its end
+        self.is_kept = record.is_kept and not self.is_probe  # can be asked for after its end
         self.ended = Flag()
 
     @property
@@ -240,9 +240,9 @@ class Entry:
         self.ended.set()
         self.heard.set()
 
-    def exec_changed(self, record: ExecRecord, *, is_kept: bool = True) -> None:
-        """Write it down with the next commit. Args: is_kept: whether there is anything to be written down of it."""
-        self.execs_unsaved[record.id] = msgspec.json.encode(record) if is_kept else None
+    def exec_changed(self, record: ExecRecord) -> None:
+        """Write it down with the next commit."""
+        self.execs_unsaved[record.id] = msgspec.json.encode(record)
 
     def drop_exec(self, life: ExecEntry) -> None:
         """Nobody can ask for it any more."""
@@ -258,8 +258,8 @@ class Entry:
             if life.ended.is_set() or life.is_probe or record.started_at is None:
                 continue
             exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
-            lost = msgspec.structs.replace(record, exit=exit, due=None)
-            self.exec_changed(lost, is_kept=life.is_kept)
+            lost = msgspec.structs.replace(record, exit=exit, due=None, is_kept=life.is_kept)
+            self.exec_changed(lost)
             self.untold.append(self.exec_event(State.EXIT_PROCESS, lost))
             life.end(lost)
 

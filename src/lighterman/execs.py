@@ -115,9 +115,8 @@ class Execs:
         due = self._clock.mono() + timeout_s if timeout_s is not None else None
         name = f"{PROBE if is_probe else ''}{os.urandom(6).hex()}"
         life = entry.enter_exec(
-            ExecRecord(id=name, argv=asked.argv, generation=entry.record.generation, due=due),
+            ExecRecord(id=name, argv=asked.argv, generation=entry.record.generation, due=due, is_kept=is_kept)
         )
-        life.is_kept = life.is_kept and is_kept
         asked_for = False
         try:
             if due is not None and not is_probe:
@@ -146,9 +145,11 @@ class Execs:
         """Enter what an earlier engine has written down. Raises: StoreError."""
         for row in rows:
             try:
-                entry.enter_exec(decode_exec(row))
+                life = entry.enter_exec(decode_exec(row))
             except (msgspec.DecodeError, msgspec.ValidationError) as wrong:
                 raise StoreError(f"an exec in the store can't be read: {wrong}: it is of another version") from wrong
+            # Who waited for its end is gone, and whoever looks for it later finds it.
+            life.is_kept = life.is_kept or not life.ended.is_set()
         entry.surplus_execs()
 
     @staticmethod
@@ -164,8 +165,9 @@ class Execs:
         """See to the time of those that an earlier engine has started; who waits for a probe of its is gone."""
         for life in tuple(entry.execs.values()):
             if life.ended.is_set():
-                continue
-            if life.is_probe:
+                if not life.is_kept and life.output_of.sink is None:
+                    entry.drop_exec(life)
+            elif life.is_probe:
                 self._tasks.finish(self._kill(entry, life), f"kill exec {life.name}")
             elif life.output_of.sink is None and life.record.started_at is None:
                 entry.drop_exec(life)  # only its time was written down: it never came to run
@@ -178,7 +180,7 @@ class Execs:
         """Of a container that does not run: what was not told to have ended has, and nobody can know how."""
         entry.lose_execs(why)
         for life in tuple(entry.execs.values()):
-            if not life.ended.is_set():
+            if not life.ended.is_set() or not life.is_kept:
                 entry.drop_exec(life)
 
     @staticmethod

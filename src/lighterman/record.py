@@ -87,7 +87,8 @@ class ExecRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         pid, start_time: the host's number of it, and clock ticks after boot, where the platform has them: together they
             are this process for ever. generation: the container's run that it belongs to.
         due: when its time is over, seconds on CLOCK_MONOTONIC; None without a bound.
-        exit: how it ended; None until that is told.
+        exit: how it ended; None until that is told. is_kept: whether it can be asked for after that; else the row only
+            says that it is told.
     """
 
     id: str
@@ -98,6 +99,7 @@ class ExecRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     generation: int = 0
     due: float | None = None
     exit: ExitRecord | None = None
+    is_kept: bool = True
 
 
 # Made at import: msgspec 0.22 crashes where two threads, each with an engine, meet a new type at once.

@@ -173,7 +173,7 @@ class _ComingBack:
             await self.settling.ended(entry)
         else:
             await self._take_up_running(entry, jobs)
-        if not entry.is_registered:
+        if entry.client is None:  # else what is told of its execs is on its way
             self._engine.execs.settle(entry, HOST_RESTARTED if rebooted else _KEEPER_LOST)
         if not goes_on:
             self._engine.inside.tasks.finish(self._engine.removal.remove_quietly(entry), f"remove {record.name}")

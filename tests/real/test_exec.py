@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -184,3 +185,26 @@ async def test_exec_many_at_once_each_gets_its_own_answer(box: Container) -> Non
 async def test_exec_more_than_max_output_is_cut_and_says_so(box: Container) -> None:
     done = await box.exec(["head", "-c", "200000", "/dev/zero"], max_output=10)
     assert (len(done.stdout), done.stdout_truncated, done.exit.code) == (10, True, 0)
+
+
+async def test_start_exec_says_what_it_is_and_its_log_is_asked_as_a_containers(box: Container) -> None:
+    began = time.time()
+    argv = ("sh", "-c", "echo one; echo two; echo three >&2; read x; exit 4")
+    process = await box.start_exec(argv, stdin=True)
+    assert (process.argv, process.status, process.exit) == (argv, "running", None)
+    assert process.started_at is not None
+    assert began - 60 < process.started_at <= time.time()
+    process.stdin.write(b"\n")
+    assert (await process.wait()).last_words == b"three\n"
+    assert process.status == "exited"
+    said = [record.data async for record in process.logs(lines=True, streams="stdout", tail=1)]
+    assert said == [b"two\n"]
+    assert [record.data async for record in process.logs(since=time.time() + 1000)] == []
+    with pytest.raises(InvalidSpec):
+        process.logs(tail=-1)
+
+
+async def test_exec_that_fails_has_its_last_words(box: Container) -> None:
+    done = await box.exec(["sh", "-c", "echo why >&2; exit 3"])
+    assert done.exit.last_words == b"why\n"
+    assert (await box.exec(["sh", "-c", "echo said >&2"])).exit.last_words == b""

@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 from real_support import keeper_pid, process_is_there, running_in
 
-from lighterman import Container, Engine, InvalidState, LogRecord, NotFound, Process, limits
+from lighterman import Container, Engine, InvalidState, KeeperLost, LogRecord, NotFound, Process, limits
+from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.events import State
-from lighterman.record import decode_exec
+from lighterman.record import ExecRecord, decode_exec
 from lighterman.recovery import decoded
 from lighterman.store.sqlite import read_records
 from support import eventually
@@ -349,7 +351,85 @@ async def test_P04_as_many_are_kept_as_one_engine_keeps(root: Path, monkeypatch:
         assert [process.id for process in await box.execs()] == ids[-3:]
         assert _directories(root, box) == set(ids[-3:])
         await box.exec(["true"])
-    assert _rows(root) == ids[-3:]
+        # What was run to its end is in no row, once another change was written.
+        last = await box.start_exec(["true"])
+    assert _rows(root) == [*ids[-3:], last.id]
+
+
+async def test_P04_end_that_was_told_and_not_acknowledged_is_told_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves it between the commit and the keeper's hearing of it."""
+
+    async def lost(self: KeeperClient, job: str) -> None:
+        raise KeeperLost("killed")
+
+    monkeypatch.setattr(KeeperClient, "acknowledge", lost)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(["sh", "-c", "echo said; exit 7"])
+        await process.wait()
+        assert (await box.exec(["sh", "-c", "exit 5"])).exit.code == 5
+        told = await _told(engine, box)
+    assert [kind for kind, _ in told][2:] == ["start-process", "exit-process"] * 2
+    monkeypatch.undo()
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+
+        async def only_init_is_held() -> bool:
+            jobs = await engine.host.keeper.list_jobs(of=f"{box.id}:")
+            return [job.pid for job in jobs] == [box.pid]
+
+        await eventually(only_init_is_held)
+        assert await _told(engine, box) == [*told, ("restore", "init")]
+        assert [one.id for one in await box.execs()] == [process.id]
+        assert await output(process) == b"said\n"
+        await box.exec(["true"])
+        await box.exec(["true"])
+    async with Engine(root=root) as engine:
+        assert [one.id for one in await (await engine.get("box")).execs()] == [process.id]
+
+
+async def test_P04_killed_before_its_start_was_told_the_next_engine_tells_it(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        process = await box.start_exec(["sleep", "1000"])
+    # What a kill leaves: nothing is in the store of one that runs, and of another one only when its time is over.
+    with closing(sqlite3.connect(root / "state.db")) as database, database:
+        database.execute("DELETE FROM execs")
+        database.execute("DELETE FROM events WHERE body LIKE '%start-process%'")
+        never = msgspec.json.encode(ExecRecord(id="0123456789ab", argv=("true",), due=1.0))
+        database.execute("INSERT INTO execs VALUES (?, '0123456789ab', ?)", (box.id, never))
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        (found,) = await box.execs()
+        assert (found.id, found.pid, found.status, found.argv) == (process.id, process.pid, "running", ())
+        await found.kill()
+        assert (await found.wait()).signal == 9
+        assert (await _told(engine, box))[-2:] == [("start-process", process.id), ("exit-process", process.id)]
+    assert _rows(root) == [process.id]
+
+
+async def test_P04_exec_and_container_ended_meanwhile_both_ends_are_exact(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], name="box", lease=None)
+        await box.start()
+        script = "echo before; while [ ! -e /go ]; do sleep 0.05; done; echo after; exit 12"
+        process = await box.start_exec(["sh", "-c", script])
+        assert await process.stdout.readline() == b"before\n"
+    await asyncio.to_thread(Path(f"/proc/{box.pid}/root/go").touch)
+    await eventually(lambda: not process_is_there(process.pid))
+    os.kill(box.pid, signal.SIGKILL)
+    async with Engine(root=root) as engine:
+        found = await engine.get("box")
+        assert (await asyncio.wait_for(found.wait(), 60)).signal == 9
+        ended = await found.get_exec(process.id)
+        assert ended.exit is not None
+        assert ended.exit.code == 12
+        assert await output(ended) == b"before\nafter\n"
+        assert (await _told(engine, box))[-2:] == [(State.EXIT_PROCESS, process.id), (State.EXIT, "init")]
 
 
 async def _killed_with_keeper(root: Path, scripts: list[str], exec_options: dict[str, object]) -> list[str]:

@@ -128,22 +128,31 @@ class Hearing:
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> asyncio.Future[None] | None:
         known = entry.execs.get(info.process_id)
+        if known is not None and known.ended.is_set():
+            # The engine that told of it was killed before its keeper heard that.
+            if not known.is_kept:
+                entry.drop_exec(known)
+            return None
         life = known or entry.new_exec(ExecRecord(id=info.process_id))
         was_told = life.record.started_at is not None
-        life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
+        if not was_told:
+            life.change(started_at=info.started_at, pid=info.pid, generation=info.generation)
         record = life.record
         if info.state is State.EXIT_PROCESS:
             if known is not None and not was_told and not life.is_probe:
                 # The engine that started it was killed before it could tell.
                 entry.untold.append(entry.exec_event(State.START_PROCESS, record))
             exit = await self._with_last_words(life.output_of, exit_record(info, life.reason))
-            record = msgspec.structs.replace(record, exit=exit, due=None)
+            record = msgspec.structs.replace(record, exit=exit, due=None, is_kept=life.is_kept)
 
         later = None
         if not life.is_probe:
-            is_kept = known is not None and (life.is_kept or record.exit is None)
-            entry.exec_changed(record, is_kept=is_kept)
+            if known is not None:
+                entry.exec_changed(record)
             later = await self._inside.books.tell_fact(entry, entry.exec_event(info.state, record))
         if record.exit is not None:
             life.end(record)
+        if later is None and life.ended.is_set() and not life.is_kept and not life.is_probe:
+            # Once its keeper has heard of that too.
+            entry.execs_unsaved[life.name] = None
         return later
