@@ -250,6 +250,21 @@ def test_supervisor_knows_no_platform() -> None:
                 assert asked not in ("sys.platform", "os.name"), f"{path.relative_to(ROOT)}:{node.lineno}: {asked}"
 
 
+def test_nobody_asks_which_version_the_cgroups_have() -> None:
+    """But `runtimes/oci/cgroups`, and the keeper's program, which may not import it and has a copy of the question."""
+    copies = {"keeper.scope", "keeper.cgroup"}
+    for path in _modules():
+        if _in(_name(path), "runtimes.oci.cgroups") or _name(path) in copies:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            asks = isinstance(node, ast.Constant) and "cgroup.controllers" in str(node.value)
+            if isinstance(node, ast.Compare | ast.Subscript):
+                asks = any(isinstance(part, ast.Attribute) and part.attr == "layout" for part in ast.walk(node))
+            assert not asks, (
+                f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: belongs into runtimes/oci/cgroups/host.py"
+            )
+
+
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [

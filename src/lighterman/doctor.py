@@ -40,7 +40,7 @@ _KERNELS = (
     ((5, 3), "pidfds"),
     ((5, 12), "attributes of detached mounts"),
     ((5, 14), "cgroup.kill"),
-    ((6, 7), "roots of more than about 60 layers as detached mounts"),
+    ((6, 7), "roots of more than 128 layers as detached mounts"),
     ((6, 15), "exit codes from the kernel when a keeper is lost"),
 )
 _DEBIAN_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -180,7 +180,7 @@ def _inotify() -> Finding:
 
 
 def _cgroups(host: CgroupHost, runtimes: Sequence[str]) -> Finding:
-    text = {"v1": "version 1", "v2": "version 2", "hybrid": "version 1 and 2 beside each other (hybrid)"}[host.layout]
+    text = host.title
     read_only = [hierarchy.mount_point for hierarchy in host.hierarchies if hierarchy.read_only]
     if read_only:
         remedy = "; ".join(f"mount -o remount,rw {mount_point}" for mount_point in read_only)
@@ -198,13 +198,7 @@ def _limits(host: CgroupHost) -> Finding:
     if not lacking:
         return Finding(name="limits", status="ok", text=", ".join(_CONTROLLERS))
     text = f"no controller for {', '.join(lacking)}: such limits will be refused"
-    if host.layout == "v2":
-        remedy = "boot with " + " ".join(f"cgroup_enable={name}" for name in lacking)
-    else:
-        root = "/sys/fs/cgroup"
-        mounts = (f"mkdir -p {root}/{name} && mount -t cgroup -o {name} cgroup {root}/{name}" for name in lacking)
-        remedy = "; ".join(mounts)
-    return Finding(name="limits", status="warning", text=text, remedy=remedy)
+    return Finding(name="limits", status="warning", text=text, remedy=host.remedy_for(lacking))
 
 
 def _runtimes(versions: dict[str, str]) -> Iterator[Finding]:

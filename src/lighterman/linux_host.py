@@ -446,6 +446,7 @@ class LinuxHost:
                 files=files,
                 host=self._facts,
                 forbidden_sources=self._forbidden,
+                cgroup_parent=self._parent_group(),
             )
             etc = _etc(files, hostname_of(wanted, id), host_network=wanted.network == "host")
             return msgspec.structs.replace(spec, files=etc)
@@ -498,7 +499,10 @@ class LinuxHost:
 
     def check_resources(self, resources: Resources) -> None:
         """Blocking. Raises: InvalidSpec, NotSupported for a limit that this host can't enforce."""
-        check_resources(resources, self._cgroups)
+        check_resources(resources, self._cgroups, parent=self._parent_group())
+
+    def _parent_group(self) -> str:
+        return next(runtime.parent_group() for runtime in self._runtimes.values())
 
     def check_restart(self, policy: RestartPolicy) -> None:
         """Each can be carried out here."""

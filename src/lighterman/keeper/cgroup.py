@@ -10,6 +10,7 @@ from . import scope
 
 NAME = "lighterman-keeper"
 CONTAINERS = "/lighterman/"
+_ROOT = "/sys/fs/cgroup"
 _SIGKILL = 9
 _REMOVE_TRIES, _REMOVE_PAUSE_S = 20, 0.005
 
@@ -92,8 +93,11 @@ def _end_one(group: str) -> bool:
 
 def _kill_members(group: str) -> None:
     """By pidfd, and only who is still a member once that is open: a number can be used again in between."""
-    if os.path.exists(f"{group}/freezer.state"):
-        _write(f"{group}/freezer.state", "THAWED")
+    try:
+        if os.path.exists(f"{group}/freezer.state"):
+            _write(f"{group}/freezer.state", "THAWED")
+    except OSError:
+        pass  # it is gone in this moment, or does not thaw: who is in there is listed below all the same
     opened = {}
     for pid in _members(group):
         try:
@@ -135,14 +139,37 @@ def _enter(path: str) -> bool:
 
 
 def _mounts() -> list[str]:
-    """Mount points of every control group hierarchy (proc(5), mountinfo); the last mount wins where two are stacked."""
-    points: dict[str, str] = {}
-    for line in _read("/proc/self/mountinfo").splitlines():
+    """Mount points of every control group hierarchy, where runtimes look for them (`runtimes/oci/cgroups/host.py`)."""
+    return mounts_in(_read("/proc/self/mountinfo"))
+
+
+def mounts_in(mountinfo: str) -> list[str]:
+    """As `_mounts`, of the text of a mountinfo (proc(5)).
+
+    A tree may be mounted elsewhere as well, a part of it may be bound anywhere, and what is mounted on top covers what
+    was there: what happens to the groups is asked and done only at the one place for the whole of each.
+    """
+    points: dict[str, tuple[bool, str]] = {}
+    for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        if right.startswith(("cgroup ", "cgroup2 ")):
-            fields = left.split()
-            points[fields[2]] = fields[4]
-    return list(points.values())
+        fields = left.split()
+        if not right.startswith(("cgroup ", "cgroup2 ")):
+            continue
+        device, root, point = fields[2], fields[3], fields[4]
+        if (point == _ROOT or os.path.dirname(point) == _ROOT) and _is_there(device, point):
+            is_part = root != "/"
+            if device not in points or points[device][0] or not is_part:
+                points[device] = is_part, point
+    return [point for _, point in points.values()]
+
+
+def _is_there(device: str, point: str) -> bool:
+    """Whether nothing else covers it."""
+    try:
+        found = os.stat(point).st_dev
+    except OSError:
+        return False
+    return device == f"{os.major(found)}:{os.minor(found)}"
 
 
 def _read(path: str) -> str:

@@ -63,6 +63,15 @@ def test_version_2_at_the_root_hides_what_lies_below(tmp_path: Path) -> None:
     assert host.hierarchy_of("io") is host.unified is host.freezer
 
 
+def test_a_part_that_is_bound_beside_the_whole_is_no_hierarchy() -> None:
+    whole = mount(32, "/sys/fs/cgroup/memory", "cgroup", "rw,memory")
+    part = whole.replace(" / /sys/fs/cgroup/memory ", " /lighterman /sys/fs/cgroup/part ")
+    for text in (whole + part, part + whole):
+        assert [one.mount_point for one in read_host(text, V1).hierarchies] == ["/sys/fs/cgroup/memory"]
+    # In a container it is all there is.
+    assert [one.mount_point for one in read_host(part, V1).hierarchies] == ["/sys/fs/cgroup/part"]
+
+
 def test_escaped_mount_points_are_read() -> None:
     host = read_host(mount(30, "/a\\040b/pids", "cgroup", "rw,pids"), V1, "/a b")
     assert host.hierarchies[0].mount_point == "/a b/pids"

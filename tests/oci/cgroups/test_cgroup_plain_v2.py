@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
-from cgroup_support import plain_v2
+from cgroup_support import plain_v2, running
 
 from lighterman.errors import InvalidSpec, NotFound, OperationTimeout
-from lighterman.runtimes.oci.cgroups import Cgroup
+from lighterman.runtimes.oci.cgroups import Cgroup, files
 from lighterman.spec import Pressure
+
+
+def test_kill_of_a_threaded_cgroup_goes_by_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the kernel refuses cgroup.kill, and lists no processes."""
+    with running("sleep", "1000") as process:
+        host = plain_v2(tmp_path, cgroup__kill="", cgroup__threads=f"{process.pid}\n4194304\n")
+        write = files.write
+
+        def refuses(directory: int, name: str, text: str) -> bool:
+            if name == "cgroup.kill":
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            return write(directory, name, text)
+
+        monkeypatch.setattr(files, "write", refuses)
+        cgroup = Cgroup("/lighterman/c1", host)
+        assert cgroup.pids() == {process.pid}
+        cgroup.kill(wait_s=0)
+        assert process.wait() == -9
 
 
 def test_statistics_are_read_from_the_documented_files(tmp_path: Path) -> None:

@@ -116,6 +116,21 @@ def test_check_refuses_what_no_host_takes(limits: dict[str, Any], text: str, hos
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("deep", ["/lighterman", "/system.slice/lighterman-0.scope/lighterman"])
+@pytest.mark.parametrize("has_own", [True, False])
+def test_cpuset_is_checked_against_the_cgroup_it_will_be_below(tmp_path: Path, deep: str, has_own: bool) -> None:
+    host = plain_v2(tmp_path)
+    (tmp_path / "cpuset.cpus.effective").write_text("0-3\n")
+    for limited in (tmp_path / deep.split("/")[1], *([tmp_path / deep[1:]] if has_own else [])):
+        limited.mkdir(parents=True, exist_ok=True)
+        (limited / "cpuset.cpus.effective").write_text("0\n")
+    check_resources(Resources(cpuset_cpus="0"), host, parent=deep)
+    check_resources(Resources(cpuset_cpus="0-3"), host, parent="/")
+    for wanted in ("1", "0-1"):
+        with pytest.raises(NotSupported, match=f"{deep if has_own else deep.split('/')[1]} has 0$"):
+            check_resources(Resources(cpuset_cpus=wanted), host, parent=deep)
+
+
 @pytest.mark.parametrize(
     ("limits", "text"),
     [({"cpus": 4.01}, "0.01 to 4"), ({"cpuset_cpus": "0,4"}, "0-3"), ({"cpuset_mems": "1"}, "has 0")],

@@ -23,7 +23,7 @@ RUN_S = 60.0
 ID = "0123456789ab" + "c" * 52
 
 HOST = HostFacts(
-    cgroup_v2=True,
+    own_cgroup_namespace=True,
     capabilities=CAPABILITIES,
     hard_limits={7: 4096},
     nr_open=1048576,

@@ -59,7 +59,7 @@ def test_host_network_shares_only_the_network() -> None:
 
 
 def test_no_cgroup_namespace_on_version_1() -> None:
-    host = msgspec.structs.replace(HOST, cgroup_v2=False)
+    host = msgspec.structs.replace(HOST, own_cgroup_namespace=False)
     assert {"type": "cgroup"} not in config_of(built(host=host))["linux"]["namespaces"]
 
 

@@ -29,7 +29,15 @@ from lighterman.runtimes.options import unfinished
 from lighterman.spec import HostFile, Spec
 from lighterman.threads import in_thread
 
-__all__ = ["SavedState", "criu_environment", "find_criu", "going_to", "raise_loopback", "why_no_checkpoints"]
+__all__ = [
+    "SavedState",
+    "criu_environment",
+    "criu_programs",
+    "find_criu",
+    "going_to",
+    "raise_loopback",
+    "why_no_checkpoints",
+]
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # where criu and what it calls are, and a user's PATH may not have
 _CHECK_S = 30
@@ -52,6 +60,16 @@ def criu_environment() -> dict[str, str]:
     return {"PATH": f"{os.path.dirname(find_criu() or '/')}:{os.defpath}:{_SBIN}"}
 
 
+def _find_iptables() -> str | None:
+    return shutil.which("iptables-restore", path=criu_environment()["PATH"])
+
+
+def criu_programs() -> list[tuple[str, str]]:
+    """Names and paths of the installed programs that `why_no_checkpoints` rests on."""
+    found = (("criu", find_criu()), ("iptables-restore", _find_iptables()))
+    return [(name, path) for name, path in found if path is not None]
+
+
 def why_no_checkpoints(runtime: str) -> str | None:
     """Why containers of this runtime can't be checkpointed on this host, for people; None where they can. Blocking."""
     if runtime != "runc":
@@ -60,7 +78,7 @@ def why_no_checkpoints(runtime: str) -> str | None:
     criu = find_criu()
     if criu is None:
         return "criu is not installed (apt-get install criu)"
-    if shutil.which("iptables-restore", path=criu_environment()["PATH"]) is None:
+    if _find_iptables() is None:
         return "criu calls iptables-restore, which is not installed (apt-get install iptables)"
     try:
         done = subprocess.run(

@@ -15,9 +15,14 @@ from lighterman.keeper.client import Job, KeeperClient, Spawned
 from lighterman.threads import in_thread
 from lighterman.trees import remove_tree
 
-__all__ = ["copy_tree", "is_copy", "remove"]
+__all__ = ["copy_tree", "is_copy", "program", "remove"]
 
 _COPY = "copy-"  # how the keys of these jobs go on after their container's id
+
+
+def program() -> str:
+    """Its path."""
+    return shutil.which("cp", path=os.defpath) or "/bin/cp"
 
 
 def is_copy(job: str) -> bool:
@@ -35,9 +40,10 @@ async def copy_tree(keeper: KeeperClient, source: str, target: str, container: s
     job = Job(
         job=f"{container}:{_COPY}{uuid.uuid4().hex[:12]}",
         argv=("cp", "--archive", "--reflink=auto", "--no-target-directory", "--", source, target),
-        executable=shutil.which("cp", path=os.defpath) or "/bin/cp",
+        executable=program(),
         env={"PATH": os.defpath},
         stdio=(null, null, null),
+        pid_file=f"{target}.pid",  # never there: the keeper lists, and aborts, only jobs that could leave a process
         timeout_s=limits.CHECKPOINT_S,
     )
     copying = asyncio.ensure_future(keeper.spawn(job))

@@ -12,7 +12,7 @@ import msgspec
 from lighterman.checks import SdNotify
 from lighterman.errors import InvalidSpec, NotSupported
 from lighterman.images.image import ImageConfig
-from lighterman.runtimes.oci.cgroups import cgroup_host, check_resources
+from lighterman.runtimes.oci.cgroups import PARENT, cgroup_host, check_resources
 from lighterman.runtimes.oci.document_checks import (
     check_annotations,
     check_arguments,
@@ -83,6 +83,7 @@ def build_spec(
     files: EtcFiles | None,
     host: HostFacts,
     forbidden_sources: tuple[str, ...] = (),
+    cgroup_parent: str = PARENT,
 ) -> Spec:
     """Check everything and encode it, with Docker's posture as the default.
 
@@ -91,6 +92,7 @@ def build_spec(
         root_lookup: the root, as a descriptor or a path, to look users up in; not used for the default user.
         files: what to put at /etc/hosts, /etc/hostname and /etc/resolv.conf; None puts nothing there.
         forbidden_sources: absolute paths (STATE and RUN) that no bind source may touch.
+        cgroup_parent: below which its cgroup will be.
 
     Raises: InvalidSpec, NotFound (a user, a group, a seccomp profile), NotSupported (what this host can't enforce or
         give).
@@ -99,7 +101,7 @@ def build_spec(
     if wanted.network not in _NETWORKS:
         raise InvalidSpec(f"network {shown(wanted.network)}: must be one of {', '.join(_NETWORKS)}")
     if wanted.resources != _UNLIMITED:
-        check_resources(wanted.resources, cgroup_host())
+        check_resources(wanted.resources, cgroup_host(), parent=cgroup_parent)
     bounding = pick_capabilities(wanted.cap_add, wanted.cap_drop, privileged=wanted.privileged, host=host)
     hostname = hostname_of(wanted, id)
     user, home = lookup_user(wanted.user or image.user, root_lookup)
@@ -129,7 +131,7 @@ def build_spec(
     linux = encode_linux(
         id=id,
         network=wanted.network,
-        cgroup_v2=host.cgroup_v2,
+        own_cgroup_namespace=host.own_cgroup_namespace,
         privileged=wanted.privileged,
         resources=wanted.resources,
         devices=wanted.devices,

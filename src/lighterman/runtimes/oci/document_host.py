@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import msgspec
 
+from lighterman.runtimes.oci.cgroups import has_namespaces
 from lighterman.runtimes.oci.document_apparmor import loaded_profile
 
 __all__ = ["CAPABILITIES", "HostFacts"]
@@ -29,7 +30,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What `build_spec` has to know of the host.
 
     Attributes:
-        cgroup_v2: version 2 alone (a hybrid host counts as version 1, as runtimes take it).
+        own_cgroup_namespace: whether containers get one by default, as with docker.
         capabilities: those in our own bounding and permitted sets: no more can be given away.
         hard_limits: RLIMIT number to our hard limit, -1 for none.
         nr_open: the kernel's ceiling for `nofile`, above which even CAP_SYS_RESOURCE does not go.
@@ -38,7 +39,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         apparmor_profile: to confine containers with; None where AppArmor is off or has no such profile.
     """
 
-    cgroup_v2: bool
+    own_cgroup_namespace: bool
     capabilities: tuple[str, ...]
     hard_limits: dict[int, int]
     nr_open: int
@@ -50,7 +51,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     def detect(cls) -> HostFacts:
         """Read them from this host. It blocks for less than a millisecond."""
         return cls(
-            cgroup_v2=os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
+            own_cgroup_namespace=has_namespaces(),
             capabilities=_capabilities(),
             # 16 of them on Linux: asm-generic/resource.h
             hard_limits={number: resource.getrlimit(number)[1] for number in range(16)},

@@ -62,7 +62,7 @@ def encode_linux(
     *,
     id: str,
     network: str,
-    cgroup_v2: bool,
+    own_cgroup_namespace: bool,
     privileged: bool,
     resources: Resources,
     devices: tuple[Device, ...],
@@ -75,7 +75,7 @@ def encode_linux(
     Raises: InvalidSpec for a device or a sysctl that can't be.
     """
     nodes, rules = _devices(devices, privileged)
-    parts = [_encoded_frame(network, cgroup_v2, privileged)]
+    parts = [_encoded_frame(network, own_cgroup_namespace, privileged)]
     parts.append(b'"cgroupsPath":"/lighterman/%s"' % id.encode())
     limits = resources_to_oci(resources) if resources != _UNLIMITED else {}
     parts.append(_encoded_resources(privileged) if not limits and not nodes else _resources(limits, rules))
@@ -92,13 +92,13 @@ _UNLIMITED = Resources()
 
 
 @lru_cache(maxsize=16)
-def _encoded_frame(network: str, cgroup_v2: bool, privileged: bool) -> bytes:
+def _encoded_frame(network: str, own_cgroup_namespace: bool, privileged: bool) -> bytes:
     """What depends on nothing else: namespaces and paths, without the braces."""
     kinds = ["pid", "ipc", "uts", "mount"]
     if network != "host":
         kinds.append("network")
     # With version 1 a namespace would hide nothing: the hierarchies are mounted by path.
-    if cgroup_v2:
+    if own_cgroup_namespace:
         kinds.append("cgroup")
     frame: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
     if not privileged:

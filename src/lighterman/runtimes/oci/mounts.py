@@ -22,6 +22,9 @@ __all__ = ["check_upper", "detached_bind", "detached_overlay", "filesystem_of", 
 
 MAX_LAYERS = 500  # OVL_MAX_STACK of the kernel
 _VALUE_BYTES = 255  # of one fsconfig(2) string, without its NUL
+# Names of one byte for as many layers as fit into a string with a colon after each but the last; without what overlayfs
+# and paths give a meaning to.
+_NAMES = [bytes([byte]) for byte in range(0x21, 0x100) if byte not in b"./:\\,"][: (_VALUE_BYTES + 1) // 2]
 _LAYER_BY_LAYER = (6, 7)  # the first Linux with `lowerdir+`
 
 # linux/magic.h
@@ -47,8 +50,7 @@ def detached_overlay(overlay: Overlay) -> int:
     """Mount the layers, attached to nothing; a close-on-exec descriptor of the mount.
 
     `upper` and `work` must exist. Any character may stand in a path, and it may have any length: the kernel is told
-    `/proc/self/fd/N`. Before Linux 6.7 more layers than fit into one option raise NotSupported (about 60); there an
-    attached mount, by mount(2) in a private namespace, is the way.
+    `/proc/self/fd/N`. Before Linux 6.7 more than 128 layers, which is what fits into one option, raise NotSupported.
 
     Raises: InvalidSpec for a path that can't be used; NotSupported where the kernel lacks something;
         RuntimeFailed with the kernel's own words for what else it refuses.
@@ -80,23 +82,41 @@ def _set_lowers_at_once(context: int, lowers: list[int], upper: int, work: int, 
         _set(context, "lowerdir", absolute)
         _finish(context, upper, work, volatile)
         return
-    relative = ":".join(str(lower) for lower in lowers)
-    if len(relative) > _VALUE_BYTES:
+    if len(lowers) > len(_NAMES):
         raise NotSupported(
-            f"{len(lowers)} layers: Linux {os.uname().release} takes no more than about 60 for a detached mount",
+            f"{len(lowers)} layers: Linux {os.uname().release} takes no more than {len(_NAMES)} for a detached mount",
             operation="mount",
         )
-    # Names relative to /proc/self/fd are short enough for five times as many. A working directory belongs to the
-    # whole process, unless a thread parts from it; that thread ends here.
+    # Links of one byte each, in a file system that nobody else sees. A working directory belongs to the whole process,
+    # unless a thread parts from it; that thread ends here.
     with ThreadPoolExecutor(1, "lighterman-mount") as thread:
-        thread.submit(_set_by_short_names, context, relative, upper, work, volatile).result()
+        thread.submit(_set_by_short_names, context, lowers, upper, work, volatile).result()
 
 
-def _set_by_short_names(context: int, lowers: str, upper: int, work: int, volatile: bool) -> None:
-    syscalls.unshare_fs()
-    os.chdir("/proc/self/fd")
-    _set(context, "lowerdir", lowers)
-    _finish(context, upper, work, volatile)
+def _set_by_short_names(context: int, lowers: list[int], upper: int, work: int, volatile: bool) -> None:
+    names = _NAMES[: len(lowers)]
+    with _scratch() as scratch:
+        for name, lower in zip(names, lowers, strict=True):
+            os.symlink(f"/proc/self/fd/{lower}", name, dir_fd=scratch)
+        syscalls.unshare_fs()
+        os.fchdir(scratch)
+        _set(context, "lowerdir", b":".join(names))
+        _finish(context, upper, work, volatile)
+
+
+@contextmanager
+def _scratch() -> Iterator[int]:
+    """A descriptor of an empty directory in memory, attached to nothing."""
+    context = syscalls.syscall(syscalls.FSOPEN, b"tmpfs", syscalls.FSOPEN_CLOEXEC)
+    try:
+        syscalls.syscall(syscalls.FSCONFIG, context, syscalls.FSCONFIG_CMD_CREATE, None, None, 0)
+        mount = syscalls.syscall(syscalls.FSMOUNT, context, syscalls.FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        yield mount
+    finally:
+        os.close(mount)
 
 
 def _finish(context: int, upper: int, work: int, volatile: bool) -> None:
@@ -108,8 +128,9 @@ def _finish(context: int, upper: int, work: int, volatile: bool) -> None:
     syscalls.syscall(syscalls.FSCONFIG, context, syscalls.FSCONFIG_CMD_CREATE, None, None, 0)
 
 
-def _set(context: int, key: str, value: str) -> None:
-    syscalls.syscall(syscalls.FSCONFIG, context, syscalls.FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+def _set(context: int, key: str, value: str | bytes) -> None:
+    value = value.encode() if isinstance(value, str) else value
+    syscalls.syscall(syscalls.FSCONFIG, context, syscalls.FSCONFIG_SET_STRING, key.encode(), value, 0)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import msgspec
 from lighterman.errors import NotSupported, RuntimeUnavailable
 from lighterman.runtimes.oci.bundle import Bundle, read_last_words
 from lighterman.runtimes.oci.cgroups import Cgroup, cgroup_host
-from lighterman.runtimes.oci.checkpointing import find_criu, why_no_checkpoints
+from lighterman.runtimes.oci.checkpointing import criu_programs, why_no_checkpoints
 from lighterman.trees import remove_tree
 
 __all__ = ["KNOWN", "Probed", "Verdicts", "pick", "probe_all"]
@@ -226,8 +226,7 @@ def _document(program: str, id: str) -> dict[str, object]:
 def _key(found: Sequence[tuple[str, str]]) -> str:
     """Everything that a verdict depends on."""
     parts = [" ".join(Probed.__struct_fields__)]  # what an older version has not looked for has to be looked for
-    criu = find_criu()
-    for name, path in [*found, *([("criu", criu)] if criu else [])]:
+    for name, path in [*found, *criu_programs()]:
         status = os.stat(path)
         parts.append(f"{name} {path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/mountinfo"):

@@ -17,6 +17,7 @@ from lighterman.errors import (
     InvalidState,
     KeeperLost,
     NotFound,
+    RuntimeFailed,
 )
 from lighterman.keeper.client import JobExit, KeeperClient
 from lighterman.runtimes.base import Stdio
@@ -146,12 +147,22 @@ class OciProcess:
         if self._gone or self._pidfd is None:
             raise AlreadyStopped(f"process {self._pid} has ended")
         if signal == signals.SIGKILL and self._members is not None and not has_exited(self._pidfd):
-            # To list them reads files too.
-            await in_thread(lambda members: members(self._pid).kill(), self._members)
+            refused: OSError | None = None
+            try:
+                # To list them reads files too.
+                await in_thread(lambda members: members(self._pid).kill(), self._members)
+            except OSError as failed:
+                refused = failed
             if self._pidfd is not None:
                 # The process is part of its tree: gone by now is what was asked for.
                 with contextlib.suppress(AlreadyStopped):
                     send_signal(self._pidfd, signal)
+            if refused is not None:
+                raise RuntimeFailed(
+                    f"what process {self._pid} has started can't be killed: {(refused.strerror or '').lower()}",
+                    runtime="linux",
+                    operation="kill",
+                ) from refused
         elif self._pidfd is not None:
             send_signal(self._pidfd, signal)
 

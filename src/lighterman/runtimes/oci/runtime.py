@@ -171,7 +171,7 @@ class OciRuntime:
     ) -> OciSystem:
         assert spec.rootfs is not None
         document = _read_document(spec.document)
-        cgroup_path = f"{self._group_parent()}/{id}"
+        cgroup_path = f"{self.parent_group()}/{id}"
         if document.linux.cgroups_path != cgroup_path:
             spec = _with_cgroup_path(spec, cgroup_path)
         upper = spec.rootfs.upper if isinstance(spec.rootfs, Overlay) else None
@@ -245,8 +245,8 @@ class OciRuntime:
                 container=id,
             )
 
-    def _group_parent(self) -> str:
-        """Asked for once for each keeper."""
+    def parent_group(self) -> str:
+        """Below which its containers' cgroups are made. Asked for once for each keeper."""
         keeper = self.keeper.pid
         if self._parent is None or self._parent[0] != keeper:
             self._parent = keeper, group_parent(self._run_dir, keeper)

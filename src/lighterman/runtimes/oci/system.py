@@ -553,7 +553,8 @@ class OciSystem:
         self, operation: str, *words: str, env: dict[str, str] | None = None, timeout_s: float | None = None
     ) -> None:
         """Call the runtime for a command and raise its failure; it has `limits.RUNTIME_CALL_S`, or so many seconds."""
-        log = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.log"
+        files = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}"
+        log = f"{files}.log"
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             spawned = await self._keeper().spawn(
@@ -563,6 +564,8 @@ class OciSystem:
                     executable=self.call.executable,
                     env={**self.bundle.runtime_environment, **(env or {})},
                     stdio=(null, null, null),
+                    # Never there. A call that can take long is one that the keeper lists: the next engine waits for it.
+                    pid_file=f"{files}.pid" if timeout_s is not None else None,
                     timeout_s=timeout_s if timeout_s is not None else limits.RUNTIME_CALL_S,
                 )
             )

@@ -1,7 +1,15 @@
 """Cgroups of both versions behind one face: nobody outside this package asks which version a host has."""
 
 from lighterman.runtimes.oci.cgroups.cgroup import Cgroup
-from lighterman.runtimes.oci.cgroups.host import PARENT, CgroupHost, Hierarchy, cgroup_host, group_of, group_parent
+from lighterman.runtimes.oci.cgroups.host import (
+    PARENT,
+    CgroupHost,
+    Hierarchy,
+    cgroup_host,
+    group_of,
+    group_parent,
+    has_namespaces,
+)
 from lighterman.runtimes.oci.cgroups.oom import OomEar, OomEars
 from lighterman.runtimes.oci.cgroups.options import MountOptions
 from lighterman.runtimes.oci.cgroups.poke import Poke
@@ -20,5 +28,6 @@ __all__ = [
     "check_resources",
     "group_of",
     "group_parent",
+    "has_namespaces",
     "resources_to_oci",
 ]

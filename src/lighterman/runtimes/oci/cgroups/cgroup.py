@@ -343,8 +343,8 @@ class Cgroup:
 
 def _listed(directory: int) -> Iterator[int]:
     for each, _ in files.walk(directory):
-        for line in (files.read(each, "cgroup.procs") or "").split():
-            yield int(line)
+        listed = files.read(each, "cgroup.procs")
+        yield from v2.threads_processes(each) if listed is None else map(int, listed.split())
 
 
 def _removed(parent: int, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -12,7 +13,17 @@ from lighterman.errors import NotSupported
 from lighterman.keeper import scope
 from lighterman.runtimes.oci.cgroups import files
 
-__all__ = ["MOUNT_ROOT", "PARENT", "CgroupHost", "Hierarchy", "cgroup_host", "group_of", "group_parent", "read_host"]
+__all__ = [
+    "MOUNT_ROOT",
+    "PARENT",
+    "CgroupHost",
+    "Hierarchy",
+    "cgroup_host",
+    "group_of",
+    "group_parent",
+    "has_namespaces",
+    "read_host",
+]
 
 MOUNT_ROOT = "/sys/fs/cgroup"
 PARENT = "/lighterman"
@@ -57,6 +68,18 @@ class CgroupHost(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     @property
+    def title(self) -> str:
+        """For people."""
+        titles = {"v1": "version 1", "v2": "version 2", "hybrid": "version 1 and 2 beside each other (hybrid)"}
+        return titles[self.layout]
+
+    def remedy_for(self, lacking: Iterable[str]) -> str:
+        """The command that brings controllers that are nowhere, by their names of version 1."""
+        if self.layout == "v2":
+            return "boot with " + " ".join(f"cgroup_enable={name}" for name in lacking)
+        return _mounting(lacking, MOUNT_ROOT)
+
+    @property
     def has_parts(self) -> bool:
         """Whether some of a cgroup's processes can be in one below it without limits of its own: version 2 alone."""
         return self.layout == "v2"
@@ -70,6 +93,14 @@ class CgroupHost(msgspec.Struct, frozen=True, kw_only=True):
     def freezer(self) -> Hierarchy | None:
         """Where cgroups are frozen: v1's controller, else v2's tree, which needs none."""
         return self.hierarchy_of("freezer") or self.unified
+
+
+def has_namespaces() -> bool:
+    """Whether containers see of the cgroups only their own part: version 2 alone. A hybrid host counts as version 1.
+
+    A single look, that needs nothing to be mounted. Blocking.
+    """
+    return os.path.exists(f"{MOUNT_ROOT}/cgroup.controllers")
 
 
 def group_parent(run_dir: str, keeper_pid: int) -> str:
@@ -110,9 +141,11 @@ def cgroup_host() -> CgroupHost:
 def read_host(mountinfo: str, v1_controllers: frozenset[str], root: str = MOUNT_ROOT) -> CgroupHost:
     """As `cgroup_host`, from the text of a mountinfo (proc(5)), looking at `root` and directly below it."""
     hierarchies: dict[str, Hierarchy] = {}
-    for line in mountinfo.splitlines():
+    lines = mountinfo.splitlines()
+    whole = {line.split(" ")[2] for line in lines if _hierarchy(line, v1_controllers, root) and not _is_part(line)}
+    for line in lines:
         hierarchy = _hierarchy(line, v1_controllers, root)
-        if hierarchy is not None:
+        if hierarchy is not None and not (_is_part(line) and line.split(" ")[2] in whole):
             # A later mount at one place covers the earlier.
             hierarchies[hierarchy.mount_point] = hierarchy
     at_root = hierarchies.get(root)
@@ -128,6 +161,11 @@ def read_host(mountinfo: str, v1_controllers: frozenset[str], root: str = MOUNT_
         return CgroupHost(layout="v1", hierarchies=mounted)
     left_over = tuple(sorted(unified.controllers))
     return CgroupHost(layout="hybrid", hierarchies=mounted, left_over=left_over, remedy=_remedy(left_over, root))
+
+
+def _is_part(line: str) -> bool:
+    """Whether only what is below one of its cgroups is mounted there: in a container, or by somebody's bind mount."""
+    return line.split(" ")[3] != "/"
 
 
 def _hierarchy(line: str, v1_controllers: frozenset[str], root: str) -> Hierarchy | None:
@@ -166,5 +204,8 @@ def _v2_controllers(mount_point: str) -> frozenset[str]:
 def _remedy(left_over: tuple[str, ...], root: str) -> str | None:
     # Version 2 calls the block controller io.
     names = ["blkio" if name == "io" else name for name in left_over]
-    commands = [f"mkdir -p {root}/{name} && mount -t cgroup -o {name} cgroup {root}/{name}" for name in names]
-    return "; ".join(commands) or None
+    return _mounting(names, root) or None
+
+
+def _mounting(names: Iterable[str], root: str) -> str:
+    return "; ".join(f"mkdir -p {root}/{name} && mount -t cgroup -o {name} cgroup {root}/{name}" for name in names)

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _RECORD = "cgroup-options"  # what they were: those of the mount, a line break, those of the tree
 _CALLS = "cgroup-options.calls"  # locked by each call
-_LOCK = "cgroup-options.lock"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 # sys/mount.h, for the options of one mount that mountinfo shows in words.
@@ -32,8 +31,8 @@ class MountOptions:
     """For one call that may take them away.
 
     What they were before the first of the calls that overlap, on the whole host, is written down; the last one sets
-    them back. A call is a shared lock, which goes with its engine: what is written down and not locked was left by one that
-    was killed, and `recover` sets it back.
+    them back. A call is a shared lock, which goes with its engine: what is written down and not locked was left by one
+    that was killed, and `recover` sets it back.
 
     Args: directory: one for all engines of the host, gone after a reboot.
     """
@@ -87,6 +86,7 @@ class MountOptions:
             if len(before) == 2:
                 self._set_back(before[0], before[1])
             os.unlink(self._record)
+            os.unlink(f"{self._directory}/{_CALLS}")  # nobody waits for it: all of this is done alone
         finally:
             os.close(calls)
 
@@ -112,7 +112,7 @@ class MountOptions:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Among all engines: these are short, but for a call of mount(2)."""
-        lock = os.open(f"{self._directory}/{_LOCK}", _OPEN, 0o600)
+        lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lighterman.errors import InvalidSpec, NotSupported
 from lighterman.quantities import MAX_BYTES, parse_cpus
 from lighterman.runtimes.oci.cgroups import files
-from lighterman.runtimes.oci.cgroups.host import CgroupHost, Hierarchy
+from lighterman.runtimes.oci.cgroups.host import PARENT, CgroupHost, Hierarchy
 from lighterman.spec import BlkioLimit, Resources
 
 __all__ = ["check_resources", "resources_to_oci"]
@@ -31,20 +31,23 @@ _THROTTLES = (
 )
 
 
-def check_resources(resources: Resources, host: CgroupHost, *, cpu_count: int | None = None) -> None:
+def check_resources(
+    resources: Resources, host: CgroupHost, *, parent: str = PARENT, cpu_count: int | None = None
+) -> None:
     """Refuse what can't be, and what this host would not enforce; a few small reads, no side effect.
 
     As for docker, 0 is the same as not set, and -1 is no limit where a limit may be lifted (swap, pids).
 
     Args:
+        parent: the path of the cgroup below which the container's is, or will be.
         cpu_count: CPUs that the host has; by default those online.
 
     Raises: InvalidSpec for a value that no host takes; NotSupported for one that this host can't enforce.
     """
     _check_memory(resources, host)
     _check_cpu(resources, host, cpu_count or os.cpu_count() or 1)
-    _check_cpuset(resources.cpuset_cpus, "cpus", host)
-    _check_cpuset(resources.cpuset_mems, "mems", host)
+    _check_cpuset(resources.cpuset_cpus, "cpus", host, parent)
+    _check_cpuset(resources.cpuset_mems, "mems", host, parent)
     _check_pids(resources.pids_limit, host)
     _check_blkio(resources, host)
 
@@ -127,21 +130,32 @@ def _check_cpu(resources: Resources, host: CgroupHost, cpu_count: int) -> None:
         raise NotSupported(f"cpus {cpus:g}: this kernel has no cpu quota ({quota_file} is missing): use cpu shares")
 
 
-def _check_cpuset(wanted: str | None, kind: str, host: CgroupHost) -> None:
+def _check_cpuset(wanted: str | None, kind: str, host: CgroupHost, parent: str) -> None:
+    """Version 2 takes any list, and gives what it has in common with the cgroups above; nothing, then all of theirs."""
     if not wanted:
         return
     numbers = _parse_list(wanted, f"cpuset {kind}")
     cpuset = _hierarchy(host, "cpuset", f"cpuset {kind}")
     names = (f"cpuset.effective_{kind}", f"cpuset.{kind}") if cpuset.version == 1 else (f"cpuset.{kind}.effective",)
-    directory = files.open_directory(cpuset.mount_point, ())
-    if directory is None:
-        return
-    try:
-        available = next((text.strip() for name in names if (text := files.read(directory, name))), "")
-    finally:
-        os.close(directory)
-    if available and not numbers <= _parse_list(available, f"{cpuset.mount_point} {kind}"):
-        raise NotSupported(f"cpuset {kind} {wanted!r}: this host has {available}")
+    place, available = _available(cpuset, files.split_path(parent) if parent != "/" else (), names)
+    if available and not numbers <= _parse_list(available, f"{place} {kind}"):
+        whose = "this host" if place == cpuset.mount_point else place
+        raise NotSupported(f"cpuset {kind} {wanted!r}: {whose} has {available}")
+
+
+def _available(cpuset: Hierarchy, above: tuple[str, ...], names: Sequence[str]) -> tuple[str, str]:
+    """Directory and list of the nearest cgroup that has one: without the controller it has what those above have."""
+    for depth in range(len(above), -1, -1):
+        directory = files.open_directory(cpuset.mount_point, above[:depth])
+        if directory is None:
+            continue
+        try:
+            text = next((found.strip() for name in names if (found := files.read(directory, name))), "")
+        finally:
+            os.close(directory)
+        if text:
+            return os.path.join(cpuset.mount_point, *above[:depth]), text
+    return cpuset.mount_point, ""
 
 
 def _parse_list(text: str, name: str) -> set[int]:

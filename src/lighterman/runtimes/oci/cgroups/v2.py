@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
 
 from lighterman.runtimes.oci.cgroups import files
 from lighterman.runtimes.oci.cgroups.v1 import Counters
@@ -10,8 +11,26 @@ from lighterman.spec import Pressure
 
 
 def kill(directory: int) -> bool:
-    """SIGKILL for the whole subtree, atomic against forks; False where the kernel (before 5.14) or the cgroup lacks."""
-    return files.write(directory, "cgroup.kill", "1")
+    """SIGKILL for the whole subtree, atomic against forks; False where there is no such thing.
+
+    That is a kernel before 5.14, a cgroup that is gone, and one that its workload has made threaded.
+    """
+    try:
+        return files.write(directory, "cgroup.kill", "1")
+    except OSError as refused:
+        if refused.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+
+
+def threads_processes(directory: int) -> Iterator[int]:
+    """Of each thread in this one cgroup, its process: a threaded one lists no processes by itself."""
+    for thread in (files.read(directory, "cgroup.threads") or "").split():
+        try:
+            with open(f"/proc/{thread}/status", encoding="utf-8", errors="surrogateescape") as file:
+                yield next(int(line.split()[1]) for line in file if line.startswith("Tgid:"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
 
 
 def populated(directory: int) -> bool | None:
