@@ -21,7 +21,7 @@ def enter_own(run_dir: str) -> bool:
     """
     if scope.is_wanted() and scope.enter(run_dir, NAME) is not None:
         return True
-    entered = [_enter(path) for path in _mounts()]
+    entered = [_enter(path) for path in mounts()]
     return bool(entered) and all(entered)
 
 
@@ -29,12 +29,12 @@ def leave_own() -> None:
     """Back to the top, and remove the group unless another keeper is in it. A scope goes by itself, when empty."""
     if f"0::{scope.PARENT}/" in _read("/proc/self/cgroup"):
         return
-    for path in _mounts():
+    for path in mounts():
         try:
             _write(f"{path}/cgroup.procs", str(os.getpid()))
         except OSError:
             continue  # it was never ours
-    for path in _mounts():
+    for path in mounts():
         _remove(f"{path}/{NAME}")
 
 
@@ -61,10 +61,29 @@ def is_a_container(path: str) -> bool:
     return path.startswith(CONTAINERS) and ".." not in path.split("/") and path.strip("/") != CONTAINERS.strip("/")
 
 
-def end(path: str) -> bool:
+def end(path: str, mounts: list[str]) -> bool:
     """Kill all that is in a group and below it, on every hierarchy, and remove it; True when it is gone."""
-    gone = [_end_one(f"{mount}{path}") for mount in _mounts()]
+    gone = [_end_one(f"{mount}{path}") for mount in mounts]
     return all(gone)
+
+
+def kill(path: str, mounts: list[str]) -> None:
+    """Kill what is in a group, and remove nothing: the fast part of `end`."""
+    for mount in mounts:
+        group = f"{mount}{path}"
+        try:
+            _write(f"{group}/cgroup.kill", "1")
+        except OSError:
+            _kill_members(group)
+
+
+def thaw(path: str, freezers: list[str]) -> None:
+    """Version 1: nothing frozen takes note of SIGKILL."""
+    for mount in freezers:
+        try:
+            _write(f"{mount}{path}/freezer.state", "THAWED")
+        except OSError:
+            continue  # it is gone
 
 
 def _end_one(group: str) -> bool:
@@ -134,12 +153,15 @@ def _enter(path: str) -> bool:
     return True
 
 
-def _mounts() -> list[str]:
-    """Mount points of every control group hierarchy (proc(5), mountinfo); the last mount wins where two are stacked."""
+def mounts(controller: str | None = None) -> list[str]:
+    """Mount points of the hierarchies (proc(5), mountinfo), or of a controller's of version 1; the last of a stack."""
     points: dict[str, str] = {}
     for line in _read("/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
-        if right.startswith(("cgroup ", "cgroup2 ")):
+        kind, _, options = right.partition(" ")
+        if controller is not None and (kind != "cgroup" or controller not in options.split()[-1].split(",")):
+            continue
+        if kind in ("cgroup", "cgroup2"):
             fields = left.split()
             points[fields[2]] = fields[4]
     return list(points.values())
