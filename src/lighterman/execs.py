@@ -13,7 +13,7 @@ from lighterman.arguments import check_at_most, check_bytes, check_seconds, exec
 from lighterman.capture import capture
 from lighterman.clock import Clock
 from lighterman.entry import PROBE, Entry, ExecEntry
-from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, LimitExceeded, NotFound, NotSupported
+from lighterman.errors import AlreadyStopped, InvalidState, LightermanError, NotFound, NotSupported, Unkillable
 from lighterman.host import Host
 from lighterman.results import Result
 from lighterman.runtimes.base import SIGKILL
@@ -227,10 +227,11 @@ class Execs:
             async with self._clock.timeout(limits.KILL_WAIT_S):
                 await life.ended.wait()
         except TimeoutError as late:
-            raise LimitExceeded(
+            raise Unkillable(
                 f"process {life.name} of container {entry.record.name} is unkillable: pid {life.pid} has not ended "
                 f"{limits.KILL_WAIT_S:g} s after SIGKILL; the container is {entry.record.status}",
-                limit="KILL_WAIT_S",
+                pid=life.pid,
+                since_s=limits.KILL_WAIT_S,
                 operation="exec",
                 container=entry.record.id,
             ) from late
@@ -246,7 +247,7 @@ class Execs:
         await self.signal(entry, life, SIGKILL)
         try:
             await self._must_end(entry, life)
-        except LimitExceeded as failed:
+        except Unkillable as failed:
             log.error("%s", failed)
             return
         entry.execs.pop(life.name, None)

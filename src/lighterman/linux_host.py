@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ import msgspec
 from lighterman import limits
 from lighterman.checks import SdNotify
 from lighterman.ends import to_its_end
-from lighterman.errors import InvalidState, KeeperLost, LightermanError
+from lighterman.errors import InvalidState, KeeperLost, LightermanError, OperationTimeout
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
 from lighterman.keeper.cgroup import is_a_container
@@ -64,6 +65,8 @@ __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
 log = logging.getLogger(__name__)
 
+_LAST_EXITS_S = 1.0  # for the exits of what has been killed, to be seen by the keeper
+_SWEEP_S = 1.0  # for what killed engines left: what does not end by then is their keepers', and delays no start
 _KEEPERS_TRIED = 2  # at the opening, before the last one
 OWNER = "owner"  # the keeper's name for the lease of this process
 
@@ -131,6 +134,7 @@ class LinuxHost:
         self._slots = StartSlots()
         self._oom_ears = OomEars(self._cgroups)
         self._closing = False
+        self.is_left = False
         self._orphaned: set[str] = set()
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
@@ -432,13 +436,17 @@ class LinuxHost:
     async def close(self, *, by_force: bool) -> bool:
         """Finish removals under way; end the keeper where nothing lives on, else leave it. Returns: whether it ended.
 
-        Args: by_force: every container has been ended by now; what is left is a call that hangs.
+        Args: by_force: every container has been ended by now; what is left is a call that hangs, or what no signal
+            ends: that is left to the keeper (`is_left`).
         """
         self._closing = True
         self.poke.close()
         for runtime in self._runtimes.values():
             await runtime.close()
         try:
+            if by_force and await self._leave_what_does_not_end():
+                await self.keeper.close()
+                return False
             await self.keeper.shutdown(force=by_force)
         except InvalidState:
             ended = False
@@ -452,6 +460,23 @@ class LinuxHost:
             ended = True
         await self.keeper.close()
         return ended
+
+    async def _leave_what_does_not_end(self) -> bool:
+        """What that leaves only the keeper can take away. Returns: whether there is any. Raises: KeeperLost."""
+        ends = [self.keeper.wait_exit(job.job) for job in await self.keeper.list_jobs() if job.pid is not None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_EXITS_S):
+                await asyncio.gather(*ends, return_exceptions=True)
+        left = [job.pid for job in await self.keeper.list_jobs() if job.pid is not None and job.exit is None]
+        if not left:
+            return False
+        log.error("%d processes can't be ended (%s): their keeper goes on, and removes the root then", len(left), left)
+        try:
+            await self.keeper.renew_lease(OWNER, time.clock_gettime(time.CLOCK_BOOTTIME))
+        except InvalidState:
+            log.debug("the keeper has seen the end of this root already")
+        self.is_left = True
+        return True
 
 
 def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:
@@ -518,8 +543,12 @@ async def _end_jobs(root: StateRoot) -> None:
     keeper = await KeeperClient.start_or_connect(root.run, root.state)
     try:
         cgroups = cgroup_host()
-        for job in await keeper.list_jobs():
-            await end_job(keeper, job, cgroups)
+        try:
+            async with asyncio.timeout(_SWEEP_S):
+                for job in await keeper.list_jobs():
+                    await end_job(keeper, job, cgroups)
+        except TimeoutError as late:
+            raise OperationTimeout("what runs there does not end yet: its keeper goes on with that") from late
         await keeper.shutdown(force=True)
     finally:
         await keeper.close()

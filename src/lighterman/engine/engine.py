@@ -203,7 +203,9 @@ class Engine:
         for entry in inside.books:
             entry.ended.set()
             entry.heard.set()
-        if self._root.private:
+        if inside.host_if_any is not None and inside.host_if_any.is_left:
+            self._root.leave()
+        elif self._root.private:
             await in_thread(self._root.remove)
         elif keeper_ended and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.
