@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lighterman.errors import RuntimeUnavailable as RuntimeUnavailable
     from lighterman.errors import ServicingFailed as ServicingFailed
     from lighterman.errors import StoreError as StoreError
+    from lighterman.errors import Unkillable as Unkillable
     from lighterman.errors import UsageError as UsageError
     from lighterman.journal import Event as Event
     from lighterman.lease import ConnectionLease as ConnectionLease
@@ -83,7 +84,8 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AlreadyClosed AlreadyExists AlreadyStopped BrokenPipe CommandNotExecutable CommandNotFound InternalError "
     "InvalidSpec InvalidState KeeperLost LightermanError LimitExceeded NotFound NotSupported OperationPending "
-    "OperationTimeout RootLocked RuntimeFailed RuntimeUnavailable ServicingFailed StoreError UsageError"
+    "OperationTimeout RootLocked RuntimeFailed RuntimeUnavailable ServicingFailed StoreError Unkillable "
+    "UsageError"
 )
 _VALUES = (
     "BlkioLimit CallableSink ConsoleSize Device ExitRecord JournaldSink Mount Overlay PlainRoot Pressure ProcessConfig "

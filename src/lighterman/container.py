@@ -158,7 +158,7 @@ class Container:
     async def stop(self, *, grace_s: float = limits.STOP_GRACE_S) -> ExitRecord | None:
         """Ask it to end with its stop signal, kill it after `grace_s` seconds.
 
-        Returns: how it ended; None if it never ran. Raises: LimitExceeded if not even SIGKILL ends it.
+        Returns: how it ended; None if it never ran. Raises: Unkillable if not even SIGKILL ends it.
         If cancelled: it is stopped all the same. If this process is killed: the root's next engine goes on with it.
         """
         return await self._engine.runs.stop(self._entry, grace_s)

@@ -21,6 +21,7 @@
       KeeperLost                     nobody's yet: the container may still run
       StoreError                     the disk's: the change did not happen
       LimitExceeded                  more than a limit allows, or later than a deadline
+        Unkillable                   not even SIGKILL has ended a process
       InternalError                  ours: please report
 
 A program that exits non-zero is data, never an error.
@@ -50,6 +51,7 @@ __all__ = [
     "RuntimeUnavailable",
     "ServicingFailed",
     "StoreError",
+    "Unkillable",
     "UsageError",
 ]
 
@@ -187,6 +189,31 @@ class LimitExceeded(LightermanError):
     def __init__(self, message: str, *, limit: str, operation: str | None = None, container: str | None = None) -> None:
         super().__init__(message, operation=operation, container=container)
         self.limit = limit
+
+
+class Unkillable(LimitExceeded):
+    """Not even SIGKILL has ended a process within limits.KILL_WAIT_S. It has its SIGKILL, and ends as soon as it can.
+
+    Attributes:
+        pid: the host's number; 0 where it is not known. since_s: how long ago SIGKILL was sent, seconds.
+        where: what of the container hangs, and where in the kernel (`"pid 7 in nfs_wait_on_request"`), for showing;
+            None where nothing is seen to.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int,
+        since_s: float,
+        where: str | None = None,
+        operation: str | None = None,
+        container: str | None = None,
+    ) -> None:
+        super().__init__(message, limit="KILL_WAIT_S", operation=operation, container=container)
+        self.pid = pid
+        self.since_s = since_s
+        self.where = where
 
 
 class InternalError(LightermanError):

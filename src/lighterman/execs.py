@@ -22,10 +22,10 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     LightermanError,
-    LimitExceeded,
     NotFound,
     NotSupported,
     StoreError,
+    Unkillable,
 )
 from lighterman.host import Host
 from lighterman.record import ExecRecord, decode_exec
@@ -301,10 +301,11 @@ class Execs:
             async with self._clock.timeout(limits.KILL_WAIT_S):
                 await life.ended.wait()
         except TimeoutError as late:
-            raise LimitExceeded(
+            raise Unkillable(
                 f"process {life.name} of container {entry.record.name} is unkillable: pid {life.pid} has not ended "
                 f"{limits.KILL_WAIT_S:g} s after SIGKILL; the container is {entry.record.status}",
-                limit="KILL_WAIT_S",
+                pid=life.pid,
+                since_s=limits.KILL_WAIT_S,
                 operation="exec",
                 container=entry.record.id,
             ) from late
@@ -320,7 +321,7 @@ class Execs:
         await self.signal(entry, life, SIGKILL)
         try:
             await self._must_end(entry, life)
-        except LimitExceeded as failed:
+        except Unkillable as failed:
             log.error("%s", failed)
             return
         entry.drop_exec(life)

@@ -25,10 +25,13 @@ class Poke(Protocol):
 class Host(Protocol):
     """Its runtimes, and the way from wishes to what a runtime is given.
 
-    Attributes: version: of the runtime that is used by default.
+    Attributes:
+        version: of the runtime that is used by default.
+        is_left: something runs that can't be ended; since `close` it is the keeper's to end, and the root with it.
     """
 
     version: RuntimeVersion
+    is_left: bool
 
     @property
     def poke(self) -> Poke: ...

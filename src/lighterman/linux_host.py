@@ -78,6 +78,8 @@ __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 
 log = logging.getLogger(__name__)
 
+_LAST_EXITS_S = 1.0  # for the exits of what has been killed, to be seen by the keeper
+_SWEEP_S = 1.0  # for what killed engines left: what does not end by then is their keepers', and delays no start
 _KEEPERS_TRIED = 2  # at the opening, before the last one
 OWNER = "owner"  # the keeper's name for the lease of this process
 
@@ -146,6 +148,7 @@ class LinuxHost:
         self._slots = StartSlots()
         self._oom_ears = OomEars(self._cgroups)
         self._closing = False
+        self.is_left = False
         self._orphaned: set[str] = set()
         # A container that could write there could write everywhere.
         self._forbidden = tuple({root.state, root.run, default_state(), default_run()})
@@ -521,7 +524,8 @@ class LinuxHost:
         """Finish removals under way; end the keeper where nothing lives on, else leave it. Returns: whether it ended.
 
         Args:
-            by_force: every container has been ended by now; what is left is a call that hangs.
+            by_force: every container has been ended by now; what is left is a call that hangs, or what no signal ends:
+                that is left to the keeper (`is_left`).
             lives: a container lives on. A keeper that has it refuses to end; one that has only the lease of it, since
                 its own was lost, would not.
         """
@@ -533,6 +537,9 @@ class LinuxHost:
             await self.keeper.close()
             return False
         try:
+            if by_force and await self._leave_what_does_not_end():
+                await self.keeper.close()
+                return False
             await self.keeper.shutdown(force=by_force)
         except InvalidState:
             ended = False
@@ -546,6 +553,23 @@ class LinuxHost:
             ended = True
         await self.keeper.close()
         return ended
+
+    async def _leave_what_does_not_end(self) -> bool:
+        """What that leaves only the keeper can take away. Returns: whether there is any. Raises: KeeperLost."""
+        ends = [self.keeper.wait_exit(job.job) for job in await self.keeper.list_jobs() if job.pid is not None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_EXITS_S):
+                await asyncio.gather(*ends, return_exceptions=True)
+        left = [job.pid for job in await self.keeper.list_jobs() if job.pid is not None and job.exit is None]
+        if not left:
+            return False
+        log.error("%d processes can't be ended (%s): their keeper goes on, and removes the root then", len(left), left)
+        try:
+            await self.keeper.renew_lease(OWNER, time.clock_gettime(time.CLOCK_BOOTTIME))
+        except InvalidState:
+            log.debug("the keeper has seen the end of this root already")
+        self.is_left = True
+        return True
 
 
 def _recover_options(cgroups: CgroupHost) -> None:
@@ -619,8 +643,12 @@ async def _end_jobs(root: StateRoot) -> None:
     keeper = await KeeperClient.start_or_connect(root.run, root.state)
     try:
         cgroups = cgroup_host()
-        for job in await keeper.list_jobs():
-            await end_job(keeper, job, cgroups)
+        try:
+            async with asyncio.timeout(_SWEEP_S):
+                for job in await keeper.list_jobs():
+                    await end_job(keeper, job, cgroups)
+        except TimeoutError as late:
+            raise OperationTimeout("what runs there does not end yet: its keeper goes on with that") from late
         await keeper.shutdown(force=True)
     finally:
         await keeper.close()

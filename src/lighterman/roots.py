@@ -131,6 +131,10 @@ class StateRoot:
             _held.pop(os.path.realpath(self.state), None)
         self._lock = None
 
+    def leave(self) -> None:
+        """Leave a private root to its keeper, which removes it. It stays locked as long as this process lives."""
+        self._lock = None
+
     def remove(self) -> None:
         """Take a private root away, whole. Raises: StoreError naming what can't be removed."""
         try:

@@ -307,6 +307,8 @@ class WindowsHost:
         folder = os.path.join(_layers(self._root), id)
         self._runtime.layers.remove(folder)
 
+    is_left = False
+
     async def close(self, *, by_force: bool = False, lives: bool = False) -> bool:
         """Finish unmounting. Returns: True, for no keeper stays.
 

@@ -239,7 +239,7 @@ async def test_wrong_leases(keepers: Keepers, owner: Owner) -> None:
 async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, owner: Owner) -> None:
     keeper = await keepers.connect()
     path = f"/lighterman/test-{uuid.uuid4().hex}"
-    groups = [Path(f"{mount}{path}") for mount in cgroup._mounts() if "cpuset" not in mount]
+    groups = [Path(f"{mount}{path}") for mount in cgroup.mounts() if "cpuset" not in mount]
     script = ["sleep 1000 & setsid sleep 1000 &"]
     for group in groups:
         group.joinpath("below").mkdir(parents=True)
@@ -264,7 +264,7 @@ async def test_all_of_the_control_group_is_killed_and_removed(keepers: Keepers, 
 
 def in_one_tree(path: str) -> Path:
     """Of version 1 that of the pids, which has no settings to be made before anybody can be in it."""
-    mounts = [mount for mount in cgroup._mounts() if mount.endswith(("pids", "unified"))] or cgroup._mounts()
+    mounts = [mount for mount in cgroup.mounts() if mount.endswith(("pids", "unified"))] or cgroup.mounts()
     return Path(f"{mounts[0]}{path}")
 
 
@@ -296,7 +296,7 @@ async def test_a_group_used_again_while_an_engine_is_there_is_left_alone(keepers
 async def test_groups_of_containers_whose_keeper_was_lost(keepers: Keepers, owner: Owner) -> None:
     keeper = await keepers.connect()
     path = f"/lighterman/test-{uuid.uuid4().hex}"
-    groups = [Path(f"{mount}{path}") for mount in cgroup._mounts() if "cpuset" not in mount]
+    groups = [Path(f"{mount}{path}") for mount in cgroup.mounts() if "cpuset" not in mount]
     for group in groups:
         group.mkdir(parents=True)
     member = Owner()

@@ -19,9 +19,8 @@ from real_support import keeper_pid, process_is_there, running_in
 from lighterman import Container, Engine, InvalidState, KeeperLost, LogRecord, NotFound, Process, limits
 from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.events import State
-from lighterman.record import ExecRecord, decode_exec
-from lighterman.recovery import decoded
-from lighterman.store.sqlite import read_records
+from lighterman.record import ExecRecord, Record, decode_exec
+from lighterman.store.outside import look_into
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -474,10 +473,15 @@ async def test_P04_engine_and_keeper_killed_its_time_is_bounded(root: Path) -> N
         assert not process_is_there(process.pid)
 
 
+def _record_in(root: Path) -> Record:
+    """Of the one container that there is."""
+    ((_, encoded),) = look_into(str(root / "state.db")).records
+    return msgspec.json.decode(encoded, type=Record)
+
+
 async def test_P04_engine_keeper_and_container_killed_its_end_is_told_first(root: Path) -> None:
     (id,) = await _killed_with_keeper(root, ["exec sleep 1000"], {})
-    (record,) = read_records(str(root / "state.db"))
-    init = decoded(record).pid
+    init = _record_in(root).pid
     os.kill(init, signal.SIGKILL)
     await eventually(lambda: not process_is_there(init))
     async with Engine(root=root) as engine:
@@ -492,7 +496,7 @@ async def test_P04_engine_keeper_and_container_killed_its_end_is_told_first(root
 
 async def test_P04_host_restarted_its_end_is_told_first(root: Path) -> None:
     (id,) = await _killed_with_keeper(root, ["exec sleep 1000"], {"timeout_s": 1000})
-    record = decoded(read_records(str(root / "state.db"))[0])
+    record = _record_in(root)
     with closing(sqlite3.connect(root / "state.db")) as database, database:
         database.execute("UPDATE facts SET value = 'of an earlier boot' WHERE name = 'boot_id'")
     os.kill(record.pid, signal.SIGKILL)

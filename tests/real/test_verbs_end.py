@@ -139,7 +139,7 @@ def test_P06_unkillable_names_the_process_since_when_and_where() -> None:
     assert len(lines) == 4, lines
     for said, took in (lines[:2], lines[2:]):
         match = re.fullmatch(
-            r"LimitExceeded True (\d+) container \w+ is unkillable: pid (\d+) has not ended (\d+) s after SIGKILL; "
+            r"Unkillable True (\d+) container \w+ is unkillable: pid (\d+) has not ended (\d+) s after SIGKILL; "
             r"in uninterruptible sleep: pid (\d+) in nfs_wait_on_request",
             said,
         )
@@ -157,6 +157,6 @@ def test_P06_exec_that_is_frozen_is_said_so() -> None:
         assert lines == ["other fine"]
         return
     assert re.fullmatch(
-        r"LimitExceeded process \w+ of container \S+ is unkillable: pid \d+ has not ended .* paused", lines[0]
+        r"Unkillable process \w+ of container \S+ is unkillable: pid \d+ has not ended .* paused", lines[0]
     )
     assert lines[1] == "other fine"

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from lighterman import limits
-from lighterman.errors import AlreadyStopped, InvalidState, LimitExceeded, NotFound, OperationTimeout, RuntimeFailed
+from lighterman.errors import (
+    AlreadyStopped,
+    InvalidState,
+    LimitExceeded,
+    NotFound,
+    OperationTimeout,
+    RuntimeFailed,
+    Unkillable,
+)
 from lighterman.lifecycle.events import State
 from lighterman.testing import WINDOWS, ProgramContext
 from supervisor.world import World, config, policy
@@ -272,8 +280,13 @@ async def test_ten_callers_of_terminate_and_one_exit(world: World) -> None:
 async def test_unkillable_is_said_so(world: World) -> None:
     system = await world.create("sleep")
     system.init.unkillable = True
-    with pytest.raises(LimitExceeded, match=rf"pid {system.init.pid} has not ended 10 s after SIGKILL; .*fake_wait"):
+    with pytest.raises(
+        Unkillable, match=rf"pid {system.init.pid} has not ended 10 s after SIGKILL; .*fake_wait"
+    ) as told:
         await world.client.stop("c1")
+    assert (told.value.pid, told.value.since_s, told.value.limit) == (system.init.pid, 10.0, "KILL_WAIT_S")
+    assert told.value.where == f"pid {system.init.pid} in fake_wait"
+    assert told.value.container == "c1"
     assert world.client.containers() == ("c1",)
     system.init.die()
     assert (await world.client.wait("c1")).signal == 9

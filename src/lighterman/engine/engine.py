@@ -205,7 +205,9 @@ class Engine:
         await inside.store.close()
         for entry in inside.books:
             entry.let_go()
-        if self._root.private:
+        if host is not None and host.is_left:
+            self._root.leave()
+        elif self._root.private:
             await in_thread(self._root.remove)
         elif keeper_ended and inside.is_true and not lives:
             # A container whose keeper was lost lives on without one: the runtime's state is all that names it.

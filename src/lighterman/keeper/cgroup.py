@@ -22,7 +22,7 @@ def enter_own(run_dir: str) -> bool:
     """
     if scope.is_wanted() and scope.enter(run_dir, NAME) is not None:
         return True
-    entered = [_enter(path) for path in _mounts()]
+    entered = [_enter(path) for path in mounts()]
     return bool(entered) and all(entered)
 
 
@@ -30,12 +30,12 @@ def leave_own() -> None:
     """Back to the top, and remove the group unless another keeper is in it. A scope goes by itself, when empty."""
     if f"0::{scope.PARENT}/" in _read("/proc/self/cgroup"):
         return
-    for path in _mounts():
+    for path in mounts():
         try:
             _write(f"{path}/cgroup.procs", str(os.getpid()))
         except OSError:
             continue  # it was never ours
-    for path in _mounts():
+    for path in mounts():
         _remove(f"{path}/{NAME}")
 
 
@@ -62,10 +62,29 @@ def is_a_container(path: str) -> bool:
     return path.startswith(CONTAINERS) and ".." not in path.split("/") and path.strip("/") != CONTAINERS.strip("/")
 
 
-def end(path: str) -> bool:
+def end(path: str, mounts: list[str]) -> bool:
     """Kill all that is in a group and below it, on every hierarchy, and remove it; True when it is gone."""
-    gone = [_end_one(f"{mount}{path}") for mount in _mounts()]
+    gone = [_end_one(f"{mount}{path}") for mount in mounts]
     return all(gone)
+
+
+def kill(path: str, mounts: list[str]) -> None:
+    """Kill what is in a group, and remove nothing: the fast part of `end`."""
+    for mount in mounts:
+        group = f"{mount}{path}"
+        try:
+            _write(f"{group}/cgroup.kill", "1")
+        except OSError:
+            _kill_members(group)
+
+
+def thaw(path: str, freezers: list[str]) -> None:
+    """Version 1: nothing frozen takes note of SIGKILL."""
+    for mount in freezers:
+        try:
+            _write(f"{mount}{path}/freezer.state", "THAWED")
+        except OSError:
+            continue  # it is gone
 
 
 def _end_one(group: str) -> bool:
@@ -138,13 +157,16 @@ def _enter(path: str) -> bool:
     return True
 
 
-def _mounts() -> list[str]:
-    """Mount points of every control group hierarchy, where runtimes look for them (`runtimes/oci/cgroups/host.py`)."""
-    return mounts_in(_read("/proc/self/mountinfo"))
+def mounts(controller: str | None = None) -> list[str]:
+    """Mount points of the hierarchies, or of a controller's of version 1, where runtimes look for them.
+
+    As `runtimes/oci/cgroups/host.py` has it.
+    """
+    return mounts_in(_read("/proc/self/mountinfo"), controller)
 
 
-def mounts_in(mountinfo: str) -> list[str]:
-    """As `_mounts`, of the text of a mountinfo (proc(5)).
+def mounts_in(mountinfo: str, controller: str | None = None) -> list[str]:
+    """As `mounts`, of the text of a mountinfo (proc(5)).
 
     A tree may be mounted elsewhere as well, a part of it may be bound anywhere, and what is mounted on top covers what
     was there: what happens to the groups is asked and done only at the one place for the whole of each.
@@ -153,7 +175,10 @@ def mounts_in(mountinfo: str) -> list[str]:
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split()
-        if not right.startswith(("cgroup ", "cgroup2 ")):
+        kind, _, options = right.partition(" ")
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        if controller is not None and (kind != "cgroup" or controller not in options.split()[-1].split(",")):
             continue
         device, root, point = fields[2], fields[3], fields[4]
         if (point == _ROOT or os.path.dirname(point) == _ROOT) and _is_there(device, point):

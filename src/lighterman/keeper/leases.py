@@ -17,7 +17,8 @@ from . import cgroup, wire
 from .table import Row, Table
 
 _SIGKILL = 9
-_AGAIN_S = 0.02
+_AGAIN_S, _AGAIN_MAX_S = 0.02, 1.0  # between looks at what has not gone yet; growing while nothing of it goes
+_PIECE_S = 0.005  # of control groups in one turn of the loop: exits are reaped and told in between
 _MAX_LEASES = 4096
 _LOOK_S = 5.0  # a sleep of the loop does not count the time for which the host was suspended
 
@@ -34,9 +35,26 @@ class Lease:
         grace_s: None, or of one that is held against a connection: how long its client may stay away.
         connection: our duplicate of the socket, None while the client is away, and that is until `gone_until`.
         rows: its jobs, once it has ended.
+        unkilled: those of its groups that are still to be killed. todo, left: of jobs and groups, what is to be looked
+            at in this round, and what was found not to have gone yet. due: when that goes on, on the monotonic clock.
     """
 
-    __slots__ = ("connection", "gone_until", "grace_s", "groups", "name", "pidfd", "remove", "rows", "until")
+    __slots__ = (
+        "again_s",
+        "connection",
+        "due",
+        "gone_until",
+        "grace_s",
+        "groups",
+        "left",
+        "name",
+        "pidfd",
+        "remove",
+        "rows",
+        "todo",
+        "unkilled",
+        "until",
+    )
 
     def __init__(
         self,
@@ -58,6 +76,11 @@ class Lease:
         self.connection = connection
         self.gone_until = gone_until
         self.rows: list[Row] = []
+        self.unkilled: list[str] = []
+        self.todo: list[Row | str] = []
+        self.left: list[Row | str] = []
+        self.due = 0.0
+        self.again_s = _AGAIN_S
 
     @property
     def ends_at(self) -> float | None:
@@ -162,9 +185,10 @@ class Leases:
         now = clock_gettime(CLOCK_BOOTTIME)
         for lease in [one for one in self._leases.values() if one.ends_at is not None and one.ends_at <= now]:
             self._end(lease)
-        over = [lease for lease in self._ending if self._is_over(lease, attended)]
-        self._ending = [lease for lease in self._ending if lease not in over]
-        self._due = monotonic() + _AGAIN_S if self._ending else None
+        over = self._tidy(attended)
+        if over:
+            self._ending = [lease for lease in self._ending if lease not in over]
+        self._due = min((lease.due for lease in self._ending), default=None)
         return over
 
     # ---- over an exec of the keeper ----
@@ -175,20 +199,65 @@ class Leases:
 
     def ending(self) -> Iterator[Lease]:
         """Those that have ended, and of which something is left."""
+        for lease in self._ending:
+            lease.rows = [row for row in lease.rows if self._table.get(row.job) is row]
         return iter(self._ending)
 
     def go_on_ending(self, lease: Lease) -> None:
         """Take up one that the program before this one has seen the end of."""
-        self._ending.append(lease)
-        self._due = 0.0
+        self._begin_ending(lease)
 
     # ---- inside ----
 
-    def _is_over(self, lease: Lease, attended: bool) -> bool:
-        lease.rows = [row for row in lease.rows if self._table.get(row.job) is row]
-        ended = [_ended(row, attended) for row in lease.rows]
-        lease.groups = [group for group in lease.groups if not cgroup.end(group) and not attended]
-        return all(ended) and not lease.groups
+    def _begin_ending(self, lease: Lease) -> None:
+        """Kill, before anything else: the last one is not to wait for the control groups of those before it."""
+        for row in lease.rows:
+            _kill(row)
+        freezers = cgroup.mounts("freezer")
+        if freezers:
+            for path in (_cgroup_of(row) for row in lease.rows if not row.exited):
+                if path is not None:
+                    cgroup.thaw(path, freezers)
+        lease.unkilled, lease.todo = lease.groups[:], [*lease.rows, *lease.groups]
+        # Who was killed in this moment is still in its groups.
+        lease.due = monotonic() + (_AGAIN_S if lease.rows and not lease.groups else 0.0)
+        self._ending.append(lease)
+        self._due = 0.0
+
+    def _tidy(self, attended: bool) -> list[Lease]:
+        """A piece of what is due; the leases of which nothing is left."""
+        over: list[Lease] = []
+        until, mounts = monotonic() + _PIECE_S, None
+        for lease in self._ending:
+            if lease.due > monotonic():
+                continue
+            mounts = mounts or cgroup.mounts()
+            while lease.unkilled or lease.todo:
+                if monotonic() > until:
+                    return over
+                if lease.unkilled:
+                    cgroup.kill(lease.unkilled.pop(), mounts)
+                else:
+                    self._look(lease, lease.todo.pop(), attended, mounts)
+            if not lease.left:
+                over.append(lease)
+                continue
+            lease.due = monotonic() + lease.again_s
+            lease.again_s = min(2 * lease.again_s, _AGAIN_MAX_S)
+            lease.todo, lease.left = lease.left, []
+        return over
+
+    def _look(self, lease: Lease, one: Row | str, attended: bool, mounts: list[str]) -> None:
+        if isinstance(one, Row):
+            gone = self._table.get(one.job) is not one or _ended(one, attended, mounts)
+        else:
+            gone = cgroup.end(one, mounts) or attended
+            if gone:
+                lease.groups.remove(one)
+        if gone:
+            lease.again_s = _AGAIN_S
+        else:
+            lease.left.append(one)
 
     def _end(self, lease: Lease) -> None:
         if lease.remove:
@@ -199,8 +268,7 @@ class Leases:
         self._let_go(lease)
         self._note_until()
         lease.rows = [row for row in self._table.rows() if lease.remove or row.lease == lease.name]
-        self._ending.append(lease)
-        self._due = monotonic()
+        self._begin_ending(lease)
         if lease.grace_s is not None:
             self.over.add(lease.name)
             self._tell(lease.name, None, True)
@@ -234,17 +302,21 @@ class Leases:
         self._until = min((at for one in self._leases.values() if (at := one.ends_at) is not None), default=None)
 
 
-def _ended(row: Row, attended: bool) -> bool:
-    """Kill a job; True when its exit is known and, unless that is the engine's to do, its control groups are gone."""
-    if row.exited and attended:
-        return True
+def _kill(row: Row) -> None:
     if not row.exited:
         row.lease_ended = True
         if row.pid is not None:
             # Not reaped, by us or the runtime's last process, so the number is its own.
             os.kill(row.pid, _SIGKILL)
+
+
+def _ended(row: Row, attended: bool, mounts: list[str]) -> bool:
+    """Kill a job; True when its exit is known and, unless that is the engine's to do, its control groups are gone."""
+    if row.exited and attended:
+        return True
+    _kill(row)
     path = _cgroup_of(row)
-    return (path is None or cgroup.end(path)) and row.exited
+    return (path is None or cgroup.end(path, mounts)) and row.exited
 
 
 def _cgroup_of(row: Row) -> str | None:

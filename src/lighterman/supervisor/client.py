@@ -147,7 +147,7 @@ class Client:
         """End the run that is under way without that counting as a stop by request: the restart policy decides.
 
         Args: restart: why another run is to follow whatever the policy; None leaves it to the policy.
-        Raises: NotFound, InvalidState if nothing runs, LimitExceeded.
+        Raises: NotFound, InvalidState if nothing runs, Unkillable.
         """
         await self._container(id).end_run(grace_s, restart)
 

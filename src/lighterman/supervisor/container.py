@@ -14,9 +14,9 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     LightermanError,
-    LimitExceeded,
     OperationTimeout,
     ServicingFailed,
+    Unkillable,
 )
 from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
@@ -116,7 +116,7 @@ class Container:
                 await self._bounds.within(limits.RUNTIME_CALL_S, "signal", run.init.port.kill(signal))
         except AlreadyStopped:
             return
-        except LimitExceeded:
+        except Unkillable:
             raise  # it has its SIGKILL, and ends as asked once it can
         except LightermanError:
             if manual and self._run is run and not run.ended:
@@ -128,7 +128,7 @@ class Container:
     async def stop(self, grace_s: float) -> None:
         """Ask it to end; after `grace_s` seconds terminate it. Returns when its exit is known; the shorter grace wins.
 
-        If cancelled: it is stopped all the same. Raises: LimitExceeded if not even SIGKILL ends it.
+        If cancelled: it is stopped all the same. Raises: Unkillable if not even SIGKILL ends it.
         """
         await self._in_own_task(self._stop(grace_s), f"stop {self.id}")
 
@@ -165,7 +165,7 @@ class Container:
     async def end_run(self, grace_s: float, restart: str | None) -> None:
         """End this run without marking it as stopped by request; returns when its exit is known.
 
-        If cancelled: it is ended all the same. Raises: InvalidState, LimitExceeded if not even SIGKILL ends it.
+        If cancelled: it is ended all the same. Raises: InvalidState, Unkillable if not even SIGKILL ends it.
         """
         run = self._running()
         run.restart_reason = run.restart_reason or restart

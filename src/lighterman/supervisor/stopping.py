@@ -13,9 +13,9 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     LightermanError,
-    LimitExceeded,
     NotFound,
     NotSupported,
+    Unkillable,
 )
 from lighterman.lifecycle.events import State
 from lighterman.runtimes.base import Runtime
@@ -80,7 +80,7 @@ class Stopping:
             log.warning("container %s: shutting it down failed: %s", self._id, failed)
 
     async def end_run(self, run: Run, stop_signal: int, grace_s: float) -> None:
-        """Ask it to end, and end it by force after `grace_s` seconds. Raises: LimitExceeded."""
+        """Ask it to end, and end it by force after `grace_s` seconds. Raises: Unkillable."""
         assert run.init is not None
         # A stop by request that is under way has its own grace, and waits for the same end.
         if grace_s > 0 and self._runtime.features().signals:
@@ -132,24 +132,27 @@ class Stopping:
         return await self._bounds.is_set(run.init.exited, limit_s)
 
     async def must_exit(self, run: Run) -> None:
-        """Wait for its end after SIGKILL. Raises: LimitExceeded that says where it hangs."""
+        """Wait for its end after SIGKILL. Raises: Unkillable."""
         if not await self.exits_within(run, limits.KILL_WAIT_S):
             raise await self._unkillable(run)
 
-    async def _unkillable(self, run: Run) -> LimitExceeded:
+    async def _unkillable(self, run: Run) -> Unkillable:
         assert run.init is not None
         since_s = self._clock.wall() - (run.killed_at or self._clock.wall())
-        return LimitExceeded(
+        where = None
+        try:
+            where = await self._bounds.within(limits.RUNTIME_CALL_S, "stuck", run.system.stuck())
+            seen = (
+                f"in uninterruptible sleep: {where}" if where else "none of its processes is in uninterruptible sleep"
+            )
+        except LightermanError as failed:
+            seen = f"where it hangs can't be told: {failed}"
+        return Unkillable(
             f"container {self._id} is unkillable: pid {run.init.pid} has not ended {since_s:.0f} s after SIGKILL; "
-            f"{await self._where_it_hangs(run)}",
-            limit="KILL_WAIT_S",
+            f"{seen}",
+            pid=run.init.pid,
+            since_s=since_s,
+            where=where,
             operation="terminate",
             container=self._id,
         )
-
-    async def _where_it_hangs(self, run: Run) -> str:
-        try:
-            where = await self._bounds.within(limits.RUNTIME_CALL_S, "stuck", run.system.stuck())
-        except LightermanError as failed:
-            return f"where it hangs can't be told: {failed}"
-        return f"in uninterruptible sleep: {where}" if where else "none of its processes is in uninterruptible sleep"
