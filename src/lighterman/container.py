@@ -204,6 +204,7 @@ class Container:
         """
         if until == "exit":
             return await self._engine.runs.wait_exit(self._entry, timeout_s)
+        self._engine.inside.must_be_open()
         await self._engine.watches.wait(self._entry, until, timeout_s)
         return None
 

@@ -240,7 +240,8 @@ class Entry:
             raise InvalidState(f"{self.client_name} was never started")
         await self.ended.wait()
         if self.record.exit is None:
-            raise InvalidState(f"{self.client_name} is no longer watched by this engine")
+            why = "is no longer watched by this engine" if self.record.started_at is not None else "was never started"
+            raise InvalidState(f"{self.client_name} {why}")
         return self.record.exit
 
 

@@ -170,9 +170,9 @@ def _drop_output(logs: Path, generation: int) -> None:
 
 
 def is_due_at_boot(record: Record) -> bool:
-    """Whether its policy starts it when its host, or its engine, has come back."""
+    """Whether its policy starts it when its host, or its engine, has come back; only what has run once."""
     exit = record.exit
-    if exit is None or exit.reason == "lease":
+    if exit is None or exit.reason == "lease" or record.started_at is None:
         return False
     end = RunEnd(exit_code=exit.shell_code, known=exit.unknown is None, started=exit.not_started is None)
     return should_start_at_boot(record.spec.restart, manually_stopped=record.manually_stopped, last_end=end)

@@ -103,8 +103,11 @@ class Runs:
 
     # ---- begun ---------------------------------------------------------------------------------------------------
 
-    async def start(self, entry: Entry, *options: CreateOption, due_s: float = 0.0) -> None:
-        """See `Container.start`. `options`: of this run alone. due_s: how long it waits before it begins."""
+    async def start(self, entry: Entry, *options: CreateOption, due_s: float = 0.0, by_policy: bool = False) -> None:
+        """See `Container.start`.
+
+        Args: options: of this run alone. due_s: how long it waits before it begins. by_policy: nobody has asked for it.
+        """
         self._inside.must_be_open()
         record = entry.record
         if entry not in self._inside.books:
@@ -119,15 +122,18 @@ class Runs:
             # Who waits for the end before this one must not come to wait for the next.
             entry.ended = Flag()
         self._inside.host.poke()
+        attempt = _Attempt(entry, by_policy)
         try:
             await self._wait_until_due(entry, due_s)
-            await self._start(entry, options)
+            await self._start(entry, options, attempt)
         except BaseException as failed:
-            if isinstance(failed, LightermanError):
-                record.exit = not_started(str(failed), record.generation)
-                if record.status is Status.RESTARTING and self._inside.is_open:
-                    record.status = Status.EXITED
             self._leases.ended(entry)
+            if isinstance(failed, LightermanError):
+                await self._tell_failed(entry, failed, attempt)
+            elif record.starting:
+                attempt.put_back(entry)
+                # In a task of its own: who is cancelled does not wait for it.
+                self._inside.tasks.finish(self._save_if_open(entry), f"write {record.name} down")
             entry.ended.set()
             raise
         finally:
@@ -135,6 +141,34 @@ class Runs:
             entry.starting = False
             entry.start_over.set()
             entry.output_of.let_go_soon()
+            if self._inside.watches is not None:
+                self._inside.watches.start_is_over(entry)
+
+    async def _tell_failed(self, entry: Entry, failed: LightermanError, attempt: _Attempt) -> None:
+        """It came to nothing: that is a run's end, unless nobody had asked for it, or the disk has refused it."""
+        record, was_due = entry.record, entry.record.status is Status.RESTARTING
+        attempt.put_back(entry)
+        if was_due and not self._inside.is_open:
+            return  # the next engine goes on with it
+        is_unwanted = attempt.by_policy and (entry.start_unwanted.is_set() or record.manually_stopped)
+        tells = was_due
+        if not attempt.is_refused and not is_unwanted:
+            record.exit = not_started(str(failed), record.generation + 1)
+            tells = self._inside.is_open
+            if tells:
+                record.generation += 1
+        if was_due:
+            record.status = Status.EXITED
+        if tells:
+            await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
+
+    async def _save_if_open(self, entry: Entry) -> None:
+        if self._inside.is_open:
+            try:
+                await self._inside.books.save(entry)
+            except StoreError as failed:
+                # The next engine finds a start that was promised to nobody, and takes it so.
+                log.warning("container %s: that it was not started is not written down: %s", entry.record.name, failed)
 
     async def _wait_until_due(self, entry: Entry, due_s: float) -> None:
         """Raises: InvalidState if meanwhile nobody wants it any more."""
@@ -145,9 +179,9 @@ class Runs:
                 await entry.start_unwanted.wait()
         _check_wanted(entry)
 
-    async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
+    async def _start(self, entry: Entry, options: Sequence[CreateOption], attempt: _Attempt) -> None:
         record = entry.record
-        if record.checkpoint is not None and not record.generation and not options:
+        if record.checkpoint is not None and record.started_at is None and not options:
             options = (WithCheckpoint(record.checkpoint, f"{entry.directory}/{CHECKPOINTS}"),)
         entry.start_asked_mono = self._inside.clock.mono()
         runtime = await self._inside.host.runtime(record.spec.runtime)
@@ -159,8 +193,12 @@ class Runs:
             entry.restarts = b""
         spec = await self.spec_of(entry)
         await self._leases.begin(entry)
-        # A store that can't be written refuses the start here, with nothing done.
-        await self._inside.books.save(entry)
+        try:
+            # A store that can't be written refuses the start here, with nothing done.
+            await self._inside.books.save(entry)
+        except StoreError:
+            attempt.is_refused = True
+            raise
         if record.spec.ready is not None:
             await self._watches().prepare(entry)
         _check_wanted(entry)
@@ -194,19 +232,14 @@ class Runs:
     async def _start_quietly(self, entry: Entry, due_s: float) -> None:
         if entry.starting or entry.is_registered or entry.removing or entry not in self._inside.books:
             return  # somebody was faster
-        record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
+        record = entry.record
         try:
-            await self.start(entry, due_s=due_s)
+            await self.start(entry, due_s=due_s, by_policy=True)
         except LightermanError as failed:
             if entry.start_unwanted.is_set() or record.manually_stopped:
-                # Nobody had asked for this run: that it was stopped does not hide how the one before it ended.
-                record.exit = before
                 log.info("container %s: %s", record.name, failed)
             else:
                 log.error("container %s: starting it failed: %s", record.name, failed)
-            if was_due and record.status is Status.EXITED and entry in self._inside.books:
-                await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
-            record = entry.record
             if record.status is Status.RESTARTING and self._inside.is_open:
                 record.status = Status.EXITED
                 await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
@@ -332,6 +365,25 @@ class Runs:
     def timings(entry: Entry) -> Timings:
         """See `Container.timings`."""
         return timings(entry, entry.start_asked_mono, entry.end_known_mono) if entry.ended.is_set() else Timings()
+
+
+class _Attempt:
+    """A start, and what the record was before it.
+
+    Attributes: is_refused: the store could not be written, and so nothing has happened.
+    """
+
+    def __init__(self, entry: Entry, by_policy: bool) -> None:
+        self.by_policy = by_policy
+        self.is_refused = False
+        self._before = entry.record.runtime, entry.record.manually_stopped, entry.restarts
+
+    def put_back(self, entry: Entry) -> None:
+        """A stop that was asked for meanwhile counts."""
+        record = entry.record
+        record.runtime, was_stopped, entry.restarts = self._before
+        record.manually_stopped = record.manually_stopped or was_stopped
+        record.starting = 0
 
 
 def timings(entry: Entry, began: float, known: float) -> Timings:
