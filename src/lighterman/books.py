@@ -178,6 +178,7 @@ class Books:
             await self.journal.commit(events[-1], change, earlier=events[:-1])
         else:
             await self._store.commit(change)
+        entry.stored = True
         for _ in range(waited):
             entry.untold.popleft()
         _written(entry, change)
@@ -199,6 +200,7 @@ class Books:
     def remember(self, stone: Tombstone, entry: Entry) -> None:
         """A tombstone from the store."""
         entry.record.status = Status.REMOVED
+        entry.buried = True
         entry.removed.set()
         entry.ended.set()
         self._removed[stone.id] = (stone.until, entry)

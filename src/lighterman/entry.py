@@ -152,7 +152,11 @@ class Entry:
         self.reason: str | None = None  # who asked for the end that comes next
         self.ended = Flag()  # the run that is under way, or was last; the next one has its own
         self.removed = Flag()
+        self.stored = False  # its row has been written by this engine
+        self.has_no_files = False  # its directory is removed
         self.buried = False  # its row is out of the store
+        self.burying = asyncio.Lock()  # one attempt at a time to take away what is left of it
+        self.taking_away: asyncio.Task[None] | None = None  # tries again
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
         self.start_unwanted = Flag()  # a start that has not come to its runtime yet goes no further
