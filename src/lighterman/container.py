@@ -163,7 +163,10 @@ class Container:
         return await self._engine.runs.stop(self._entry, grace_s)
 
     async def kill(self, signal: int | str = SIGKILL) -> None:
-        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
+        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error.
+
+        KILL and the stop signal ask for its end, as `stop` does: no policy starts it again, `exit.reason == "kill"`.
+        """
         await self._engine.runs.signal(self._entry, signal_number(signal))
 
     async def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:

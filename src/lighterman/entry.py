@@ -150,6 +150,7 @@ class Entry:
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.check: HealthCheck | None = None  # with its functions, which are not stored
         self.reason: str | None = None  # who asked for the end that comes next
+        self.reason_since = 0.0  # CLOCK_MONOTONIC, seconds: what ended before that has ended by itself
         self.ended = Flag()  # the run that is under way, or was last; the next one has its own
         self.removed = Flag()
         self.stored = False  # its row has been written by this engine
@@ -211,6 +212,21 @@ class Entry:
         feeds, self.feeds = self.feeds, None
         if feeds is not None:
             await feeds.finish(within_s)
+
+    def ask_for_end(self, reason: str, now: float) -> None:
+        """Who asks first for the end of a run is its reason."""
+        if self.reason is None:
+            self.reason, self.reason_since = reason, now
+
+    def forget_reason(self) -> None:
+        """What was asked for has happened, or not; the next run is another one."""
+        self.reason, self.reason_since = None, 0.0
+
+    def reason_of(self, info: StateInfo) -> str | None:
+        """Who ended a run that has ended."""
+        if self.reason is not None and (info.finished_mono is None or info.finished_mono >= self.reason_since):
+            return self.reason
+        return None
 
     @property
     def is_registered(self) -> bool:

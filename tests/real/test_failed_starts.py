@@ -200,3 +200,18 @@ async def test_wait_for_readiness_ends_with_the_engine(root: Path) -> None:
         await asyncio.wait_for(waiting, LIMIT_S)
     with pytest.raises(InvalidState, match="not running"):
         await asyncio.wait_for(box.wait(until="ready"), LIMIT_S)
+
+
+# ---- a restart that can't be made --------------------------------------------------------------------------------
+
+
+async def test_restart_that_can_not_be_made_has_nothing_of_the_run_before(engine: Engine) -> None:
+    script = "echo bye >&2; rm -f /bin/sh; exit 7"
+    async with engine.container("busybox", ["sh", "-c", script], restart="on-failure:2") as box:
+        exit = await asyncio.wait_for(box.wait(), LIMIT_S)
+        assert exit.not_started is not None
+        assert (exit.generation, box.generation) == (3, 3)
+        assert (exit.last_words, exit.started_at, exit.duration_s) == (b"", None, None)
+        assert (exit.cpu_s, exit.memory_peak_bytes, exit.oom_kills, exit.reason) == (None, None, None, None)
+        assert exit.finished_at is not None
+        await box.stop()

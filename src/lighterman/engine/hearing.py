@@ -69,7 +69,7 @@ class Hearing:
             return await self._exec_changed(entry, info)
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
-            exit = await self._with_last_words(entry, exit_record(info, entry.reason))
+            exit = await self._with_last_words(entry, exit_record(info, entry.reason_of(info)))
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
@@ -87,7 +87,7 @@ class Hearing:
             if info.state is State.EXIT:
                 self._leases.ended(entry)
             record.exit, entry.last_end = exit, info
-            entry.reason = None
+            entry.forget_reason()
             entry.execs_due.clear()
         if info.state in (State.START, State.RESTART, State.EXIT):
             entry.restarts = info.restarts
@@ -118,7 +118,7 @@ class Hearing:
 
     async def _with_last_words(self, entry: Entry, exit: ExitRecord) -> ExitRecord:
         output = entry.output_of
-        if exit.ok or output.sink is None or output.sink.progress == 0:
+        if exit.ok or exit.not_started is not None or output.sink is None or output.sink.progress == 0:
             return exit
         said = await in_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)

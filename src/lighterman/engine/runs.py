@@ -186,7 +186,7 @@ class Runs:
         entry.start_asked_mono = self._inside.clock.mono()
         runtime = await self._inside.host.runtime(record.spec.runtime)
         entry.client = self.client(runtime.name)
-        entry.reason = None
+        entry.forget_reason()
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
         if record.status is not Status.RESTARTING:
@@ -253,11 +253,16 @@ class Runs:
             if ends:
                 await self._no_further_run(entry)
             return
-        if signal == 9:
-            entry.reason = entry.reason or "kill"
+        asked_before, now = entry.reason, self._inside.clock.mono()
         if ends:
+            entry.ask_for_end("kill", now)
             await self.mark_stopped(entry)
-        await client.signal(entry.record.id, signal)
+        try:
+            await client.signal(entry.record.id, signal)
+        except LightermanError:
+            if entry.reason != asked_before and entry.reason_since == now:
+                entry.reason = None
+            raise
 
     async def update(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`."""
@@ -313,7 +318,7 @@ class Runs:
             await self._no_further_run(entry)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
-        entry.reason = entry.reason or reason
+        entry.ask_for_end(reason, self._inside.clock.mono())
         await self.mark_stopped(entry)
         try:
             if grace_s:
