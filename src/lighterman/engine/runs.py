@@ -21,6 +21,7 @@ from lighterman.errors import (
     InvalidSpec,
     InvalidState,
     LightermanError,
+    LimitExceeded,
     NotFound,
     OperationTimeout,
     StoreError,
@@ -128,13 +129,15 @@ class Runs:
             await self._start(entry, options, attempt)
         except BaseException as failed:
             self._leases.ended(entry)
-            if isinstance(failed, LightermanError):
-                await self._tell_failed(entry, failed, attempt)
-            elif record.starting:
-                attempt.put_back(entry)
-                # In a task of its own: who is cancelled does not wait for it.
-                self._inside.tasks.finish(self._save_if_open(entry), f"write {record.name} down")
-            entry.ended.set()
+            try:
+                if isinstance(failed, LightermanError):
+                    await self._tell_failed(entry, failed, attempt)
+                elif record.starting:
+                    attempt.put_back(entry)
+                    # In a task of its own: who is cancelled does not wait for it.
+                    self._inside.tasks.finish(self._save_if_open(entry), f"write {record.name} down")
+            finally:
+                entry.ended.set()
             raise
         finally:
             record.starting = 0
@@ -253,15 +256,16 @@ class Runs:
             if ends:
                 await self._no_further_run(entry)
             return
-        asked_before, now = entry.reason, self._inside.clock.mono()
+        asked_before = entry.reason
         if ends:
-            entry.ask_for_end("kill", now)
+            entry.ask_for_end("kill", self._inside.clock.mono())
             await self.mark_stopped(entry)
         try:
             await client.signal(entry.record.id, signal)
-        except LightermanError:
-            if entry.reason != asked_before and entry.reason_since == now:
-                entry.reason = None
+        except LightermanError as failed:
+            # What SIGKILL does not end now ends by it once it can.
+            if not isinstance(failed, LimitExceeded) and asked_before is None:
+                entry.forget_reason()
             raise
 
     async def update(self, entry: Entry, resources: Resources) -> None:
