@@ -55,12 +55,12 @@ def _check_order(events: Sequence[Event], ledger: Ledger) -> None:
             if event is not events[0]:
                 ledger.violation(f"{name}: create is not its first event")
             continue
-        # A new engine has a new beginning, and so has a start after an end.
+        # A new engine has a new beginning, and so has a start after an end, if only one that failed.
         if kind == "restore" and checker.phase not in (Phase.NEW, Phase.RESTARTING):
             if checker.phase is Phase.ENDED:
                 ledger.violation(f"{name}: restore after exit")
             checker, count = OrderChecker(event["container"]), 0
-        elif kind == "start" and checker.phase is Phase.ENDED:
+        elif checker.phase is Phase.ENDED and (kind == "start" or "not_started" in (event.get("exit") or {})):
             checker, count = OrderChecker(event["container"]), 0
         elif kind in ("exit", "restart") and "unknown" in (event.get("exit") or {}) and not event.get("pid"):
             # Of what could not be found any more there was no pid to tell.

@@ -44,9 +44,10 @@ class Exec(_Tagged, frozen=True, tag="exec"):
     def __post_init__(self) -> None:
         if isinstance(self.argv, str) or not self.argv:
             raise InvalidSpec(f"probe command {self.argv!r}: must be a list of arguments: use ['sh', '-c', ...]")
-        if not isinstance(self.argv, Iterable) or not all(isinstance(word, str) for word in self.argv):
+        words = tuple(self.argv) if isinstance(self.argv, Iterable) else (self.argv,)
+        if not all(isinstance(word, str) for word in words):
             raise InvalidSpec(f"probe command {self.argv!r:.140}: its arguments must be texts")
-        msgspec.structs.force_setattr(self, "argv", tuple(self.argv))
+        msgspec.structs.force_setattr(self, "argv", words)
 
 
 class Tcp(_Tagged, frozen=True, tag="tcp"):

@@ -164,7 +164,10 @@ class Container:
         return await self._engine.runs.stop(self._entry, grace_s)
 
     async def kill(self, signal: int | str = SIGKILL) -> None:
-        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
+        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error.
+
+        KILL and the stop signal ask for its end, as `stop` does: no policy starts it again, `exit.reason == "kill"`.
+        """
         await self._engine.runs.signal(self._entry, signal_number(signal))
 
     async def restart(self, *, grace_s: float = limits.STOP_GRACE_S) -> None:
@@ -205,6 +208,7 @@ class Container:
         """
         if until == "exit":
             return await self._engine.runs.wait_exit(self._entry, timeout_s)
+        self._engine.inside.must_be_open()
         await self._engine.watches.wait(self._entry, until, timeout_s)
         return None
 

@@ -192,9 +192,14 @@ class Entry:
         self.restart_rule: RestartRule | None = None  # instead of the stored policy; this process alone knows it
         self.check: HealthCheck | None = None  # with its functions, which are not stored
         self.reason: str | None = None  # who asked for the end that comes next
+        self.reason_since = 0.0  # CLOCK_MONOTONIC, seconds: what ended before that has ended by itself
         self.ended = Flag()  # the run that is under way, or was last; the next one has its own
         self.removed = Flag()
+        self.stored = False  # its row has been written by this engine
+        self.has_no_files = False  # its directory is removed
         self.buried = False  # its row is out of the store
+        self.burying = asyncio.Lock()  # one attempt at a time to take away what is left of it
+        self.taking_away: asyncio.Task[None] | None = None  # tries again
         self.told_start = Flag()  # the start, or its failure, is written down
         self.starting = False
         self.start_unwanted = Flag()  # a start that has not come to its runtime yet goes no further
@@ -297,6 +302,21 @@ class Entry:
         if feeds is not None:
             await feeds.finish(within_s)
 
+    def ask_for_end(self, reason: str, now: float) -> None:
+        """Who asks first for the end of a run is its reason."""
+        if self.reason is None:
+            self.reason, self.reason_since = reason, now
+
+    def forget_reason(self) -> None:
+        """What was asked for has happened, or not; the next run is another one."""
+        self.reason, self.reason_since = None, 0.0
+
+    def reason_of(self, info: StateInfo) -> str | None:
+        """Who ended a run that has ended."""
+        if self.reason is not None and (info.finished_mono is None or info.finished_mono >= self.reason_since):
+            return self.reason
+        return None
+
     @property
     def is_registered(self) -> bool:
         """Whether a client watches it: from its start to its told end."""
@@ -329,7 +349,8 @@ class Entry:
             raise InvalidState(f"{self.client_name} was never started")
         await self.ended.wait()
         if self.record.exit is None:
-            raise InvalidState(f"{self.client_name} is no longer watched by this engine")
+            why = "is no longer watched by this engine" if self.record.started_at is not None else "was never started"
+            raise InvalidState(f"{self.client_name} {why}")
         return self.record.exit
 
 

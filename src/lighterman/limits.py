@@ -97,6 +97,7 @@ EXECS_KEPT = _count("EXECS_KEPT", 100)  # of one container, whose output and exi
 EVENTS_KEPT = _count("EVENTS_KEPT", 100_000)  # events; about 20 MB on disk
 EVENTS_TRIM_S = _number("EVENTS_TRIM_S", 3600.0)  # between two looks for what is older than the next one
 EVENTS_KEPT_S = _number("EVENTS_KEPT_S", 30 * 86400.0)  # a month of history, where there is room
+REMOVAL_RETRY_MAX_S = 60.0  # between attempts to remove a container's files, which begin at STORE_RETRY_S; at most
 STORE_RETRY_S = _number("STORE_RETRY_S", 1.0)  # between attempts to commit an exit while the disk is full
 
 # ---- log sinks ----

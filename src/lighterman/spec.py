@@ -469,13 +469,16 @@ class ExitRecord(Value, frozen=True):
         code: what the program exited with. signal: the number of the signal that ended it.
         unknown: why the end could not be known (`"keeper lost"`); never to be taken for success.
         not_started: why the program never ran.
-        reason: who or what ended it where that is known: `"timeout"`, `"stop"`, `"kill"`, `"oom"`, `"lease"` (its owner
-            died), `"removed"`; else None.
+        reason: who or what ended it where that is known; None for what has ended by itself, also if an end was asked
+            for after that. `"stop"`: by `stop`. `"kill"`: by `kill` with SIGKILL or the stop signal, whatever the
+            program made of that. `"timeout"`; `"removed"`; `"lease"`: its time is over, or its owner has ended;
+            `"unhealthy"`: its health check's action; `"checkpoint"`: it was saved; `"cancelled"`: its start was;
+            `"oom"`: the kernel killed its first process for memory. Who asked first counts.
         oom_killed: whether the kernel killed a process of the container for memory; oom_kills: how many.
         memory_peak_bytes, cpu_s: of the whole container, read before its cgroup was removed.
         last_words: the end of its stderr (of a terminal's output), where it did not succeed; at most 2 KiB.
         started_at, finished_at: Unix time in seconds; None where it never started, or is not known.
-        duration_s: by the monotonic clock.
+        duration_s: by the monotonic clock. generation: of the run; one that could not be made has its own.
     """
 
     code: int | None = None

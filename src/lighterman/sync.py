@@ -269,7 +269,10 @@ class Container:
         return self._loop.call(self._container.stop(grace_s=grace_s))
 
     def kill(self, signal: int | str = SIGKILL) -> None:
-        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error."""
+        """Deliver one signal to the init process; KILL ends all processes. Not running is not an error.
+
+        KILL and the stop signal ask for its end, as `stop` does: no policy starts it again, `exit.reason == "kill"`.
+        """
         self._loop.call(self._container.kill(signal))
 
     def renew(self, ttl_s: float | None = None, *, lease: ConnectionLease | None = None) -> None:

@@ -117,6 +117,7 @@ class Watches:
         self._stop = stop
         self._face = face
         self._watches: dict[str, _Watch] = {}
+        self._is_closed = False
 
     # ---- what may be asked ---------------------------------------------------------------------------------------
 
@@ -149,6 +150,8 @@ class Watches:
         try:
             async with self._clock.timeout(timeout_s):
                 while not _is(entry, until):
+                    if self._is_closed:
+                        raise _closed(entry, until)
                     if _is_over(entry):
                         raise InvalidState(
                             f"container {record.name} ended before it was {until}: {record.exit}", container=record.id
@@ -188,6 +191,12 @@ class Watches:
             self._end(entry, watch)
         watch.tell()
 
+    def start_is_over(self, entry: Entry) -> None:
+        """Whether it has begun to run or not: nothing else is told of a start that failed."""
+        watch = self._watches.get(entry.record.id)
+        if watch is not None:
+            watch.tell()
+
     def forget(self, entry: Entry) -> None:
         """It is removed."""
         watch = self._watches.pop(entry.record.id, None)
@@ -201,7 +210,8 @@ class Watches:
         watch.end()
 
     def close(self) -> None:
-        """The engine ends; its tasks have ended by now."""
+        """The engine ends; its tasks have ended by now. Who waits hears of it."""
+        self._is_closed = True
         for watch in self._watches.values():
             watch.end()
             watch.tell()
@@ -429,7 +439,13 @@ def _is(entry: Entry, until: Until) -> bool:
 def _is_over(entry: Entry) -> bool:
     if entry.starting or entry.is_registered:
         return False
-    return entry.record.status is not Status.CREATED or entry.removed.is_set()
+    # A start that failed leaves it created.
+    return entry.record.status is not Status.CREATED or entry.record.exit is not None or entry.removed.is_set()
+
+
+def _closed(entry: Entry, until: Until) -> InvalidState:
+    name, id = entry.record.name, entry.record.id
+    return InvalidState(f"container {name} was not {until} before the engine was closed", container=id)
 
 
 async def _call(function: Callable[[Any], Any], face: object, in_thread: InThread) -> object:

@@ -324,3 +324,21 @@ async def test_closed_store_says_so(tmp_path: Path) -> None:
         await store.commit(Change(save=("a", b"")))
     with pytest.raises(StoreError, match="closed"):
         await store.events(0, 1)
+
+
+async def test_failure_of_any_kind_is_answered_to_all_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(change: Change) -> int:
+        raise LookupError("mistake")
+
+    store = SqliteStore(str(tmp_path / "state.db"))
+    await store.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_apply", mistaken)
+        asked = [asyncio.ensure_future(store.commit(Change(save=(id, b"{}")))) for id in ("a", "b")]
+        done, waiting = await asyncio.wait(asked, timeout=60)
+    assert not waiting
+    assert all(isinstance(one.exception(), StoreError) for one in done)
+    await store.commit(Change(save=("a", b"{}")))
+    await store.close()

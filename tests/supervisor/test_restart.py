@@ -303,6 +303,11 @@ async def test_L36_exit_when_the_policy_gives_up(world: World) -> None:
     assert ended.not_started
     assert "it failed" in (ended.reason or "")
     assert world.states() == ["start", "restart", "exit"]
+    # Nothing of the run before it: it is another one, of which there was nothing.
+    (told,) = world.backend.of("c1", State.RESTART)
+    assert (told.generation, ended.generation) == (1, 3)
+    assert (ended.pid, ended.exit_code, ended.exit_code_known, ended.signal) == (0, -1, False, None)
+    assert (ended.started_at, ended.started_mono, ended.cpu_ns, ended.memory_peak_bytes) == (None, None, None, None)
     assert world.client.containers() == ()
     assert not world.runtime.leftovers()
 

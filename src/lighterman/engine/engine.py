@@ -440,7 +440,6 @@ class Engine:
         """Write it down. Args: copy: makes files of it first. If it fails nothing is left."""
         id, name = entry.record.id, entry.record.name
         self.inside.books.enter(entry)
-        told = False
         try:
             self.leases.take(entry, lease)
             # Everything that can be wrong shows here, before anything is on disk.
@@ -449,12 +448,11 @@ class Engine:
                 await copy()
             self.inside.must_be_open()
             await self.inside.books.tell(entry, Event(kind="create", container=id, name=name))
-            told = True
             entry.feed_sinks(callables)
             await self.leases.made(entry)
-        except BaseException as failed:
-            if told or isinstance(failed, asyncio.CancelledError):
-                # The commit may happen all the same: what it has written is taken away again.
+        except BaseException:
+            if entry.stored:
+                # Who is cancelled meanwhile has waited for the commit: what it has written is taken away again.
                 self.inside.books.strike(entry)
                 self._tasks.finish(self.removal.undo(entry), f"undo {name}")
             else:

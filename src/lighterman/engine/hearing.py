@@ -70,7 +70,7 @@ class Hearing:
         record, exit = entry.record, None
         if info.state in (State.EXIT, State.RESTART):
             # An engine before this one may have acted, and be the only one who knew it.
-            reason = entry.reason or (UNHEALTHY if record.remedy else None)
+            reason = entry.reason_of(info) or (UNHEALTHY if record.remedy else None)
             exit = await self._with_last_words(entry.output_of, exit_record(info, reason))
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
@@ -90,7 +90,8 @@ class Hearing:
             if info.state is State.EXIT:
                 self._leases.ended(entry)
             record.exit, entry.last_end, record.at_boot = exit, info, False
-            entry.reason = record.end_reason = record.kill_at = record.remedy = None
+            record.end_reason = record.kill_at = record.remedy = None
+            entry.forget_reason()
             # Whatever came in between: nothing of it outlives it.
             entry.lose_execs(info.reason if not info.exit_code_known and info.reason else "its container ended")
         if info.state in (State.START, State.RESTART, State.EXIT):
@@ -121,7 +122,7 @@ class Hearing:
         return later
 
     async def _with_last_words(self, output: Output, exit: ExitRecord) -> ExitRecord:
-        if exit.ok or output.sink is None or output.sink.progress == 0:
+        if exit.ok or exit.not_started is not None or output.sink is None or output.sink.progress == 0:
             return exit
         said = await in_thread(last_words, output.sink, output.terminal)
         return msgspec.structs.replace(exit, last_words=said)

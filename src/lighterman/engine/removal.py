@@ -33,6 +33,9 @@ class Removal:
         record = entry.record
         if entry not in self._inside.books:
             if entry.removed.is_set():
+                if self._inside.is_open and entry.taking_away is not None:
+                    # An attempt has failed: who asks again does not wait for the next one.
+                    await self._inside.tasks.finish_and_wait(self._take_away_rest(entry), f"remove {record.name}")
                 return
             raise NotFound(f"container {record.name} was removed", container=record.id)
         if (entry.starting or entry.is_registered) and not force:
@@ -71,7 +74,10 @@ class Removal:
         await self.take_away(entry)
 
     async def take_away(self, entry: Entry) -> None:
-        """All that one whose name is free again has left: its files, then its row."""
+        """All that one whose name is free again has left: its files, then its row.
+
+        Raises: StoreError if its files can't be removed; that is tried again as long as this engine is open.
+        """
         inside = self._inside
         entry.output_of.close()
         entry.log.end()
@@ -83,12 +89,29 @@ class Removal:
         for life in entry.execs.values():
             life.output_of.close()
             life.let_go()
-        await self.remove_files(entry)
+        await self._take_away_rest(entry)
+
+    async def _take_away_rest(self, entry: Entry) -> None:
+        """Its files, then its row; what can't be done now is tried again. Raises: StoreError for the files."""
         try:
-            await inside.books.bury(entry)
+            await self._try_to_take_away(entry)
         except StoreError as failed:
-            log.error("container %s: its removal is not written down yet: %s", entry.record.name, failed)
-            inside.tasks.watch(self._bury_later(entry), f"bury {entry.record.name}")
+            log.error("container %s: its removal is not done yet: %s", entry.record.name, failed)
+            if entry.taking_away is None or entry.taking_away.done():
+                entry.taking_away = self._inside.tasks.watch(
+                    self._take_away_later(entry), f"take {entry.record.name} away"
+                )
+            if not entry.has_no_files:
+                raise
+
+    async def _try_to_take_away(self, entry: Entry) -> None:
+        async with entry.burying:
+            if entry.buried:
+                return
+            if not entry.has_no_files:
+                await self.remove_files(entry)
+                entry.has_no_files = True
+            await self._inside.books.bury(entry)
 
     async def undo(self, entry: Entry) -> None:
         """As `take_away`, of one that was not marked as being removed: its row must not have its name any more."""
@@ -104,14 +127,17 @@ class Removal:
             pass
         await in_thread(_remove_tree, self._inside.root.container(entry.record.id))
 
-    async def _bury_later(self, entry: Entry) -> None:
-        """Nothing is left of it but its row; an engine that comes before this is done takes that away."""
+    async def _take_away_later(self, entry: Entry) -> None:
+        """An engine that comes before this is done goes on with it."""
+        delay_s = limits.STORE_RETRY_S
         while True:
-            await asyncio.sleep(limits.STORE_RETRY_S)
+            await asyncio.sleep(delay_s)
             try:
-                await self._inside.books.bury(entry)
+                await self._try_to_take_away(entry)
             except StoreError as failed:
-                log.debug("container %s: its removal is not written down yet: %s", entry.record.name, failed)
+                log.debug("container %s: its removal is not done yet: %s", entry.record.name, failed)
+                # Files that can't be removed wait for somebody to do something; a disk may have room at any moment.
+                delay_s = limits.STORE_RETRY_S if entry.has_no_files else min(2 * delay_s, limits.REMOVAL_RETRY_MAX_S)
             else:
                 return
 

@@ -137,23 +137,59 @@ class Runs:
             # Who waits for the end before this one must not come to wait for the next.
             entry.ended = Flag()
         self._inside.host.poke()
+        attempt = _Attempt(entry, by_policy=due is not None)
         try:
             if due is not None:
                 await self._wait_until_due(entry, due)
-            await self._start(entry, options)
+            await self._start(entry, options, attempt)
         except BaseException as failed:
-            if isinstance(failed, LightermanError):
-                record.exit = not_started(str(failed), record.generation)
-                if record.status is Status.RESTARTING and self._inside.is_open:
-                    record.status = Status.EXITED
             self._leases.ended(entry)
-            entry.ended.set()
+            try:
+                if isinstance(failed, LightermanError):
+                    await self._tell_failed(entry, failed, attempt)
+                elif record.starting:
+                    attempt.put_back(entry)
+                    # In a task of its own: who is cancelled does not wait for it.
+                    self._inside.tasks.finish(self._save_if_open(entry), f"write {record.name} down")
+            finally:
+                entry.ended.set()
             raise
         finally:
             record.starting = 0
             entry.starting = False
             entry.start_over.set()
             entry.output_of.let_go_soon()
+            if self._inside.watches is not None:
+                self._inside.watches.start_is_over(entry)
+
+    async def _tell_failed(self, entry: Entry, failed: LightermanError, attempt: _Attempt) -> None:
+        """It came to nothing: that is a run's end, unless nobody had asked for it, or the disk has refused it."""
+        record, was_due = entry.record, entry.record.status is Status.RESTARTING
+        attempt.put_back(entry)
+        if was_due and not self._inside.is_open:
+            return  # the next engine goes on with it
+        is_unwanted = attempt.by_policy and (entry.start_unwanted.is_set() or record.manually_stopped)
+        tells = was_due and not record.at_boot  # else its end was told, as one that nothing follows
+        if not attempt.is_refused and not is_unwanted:
+            record.exit = not_started(str(failed), record.generation + 1)
+            tells = self._inside.is_open
+            if tells:
+                record.generation += 1
+        if was_due:
+            record.status, record.at_boot = Status.EXITED, False
+            record.end_reason = record.kill_at = None
+        if tells:
+            await self._inside.books.tell_fact(entry, _not_begun(entry, failed))
+        elif was_due:
+            await self._inside.books.save_fact(entry)
+
+    async def _save_if_open(self, entry: Entry) -> None:
+        if self._inside.is_open:
+            try:
+                await self._inside.books.save(entry)
+            except StoreError as failed:
+                # The next engine finds a start that was promised to nobody, and takes it so.
+                log.warning("container %s: that it was not started is not written down: %s", entry.record.name, failed)
 
     async def _wait_until_due(self, entry: Entry, due: _Due) -> None:
         """Raises: InvalidState if meanwhile nobody wants it any more."""
@@ -176,14 +212,14 @@ class Runs:
                     await entry.start_unwanted.wait()
         _check_wanted(entry)
 
-    async def _start(self, entry: Entry, options: Sequence[CreateOption]) -> None:
+    async def _start(self, entry: Entry, options: Sequence[CreateOption], attempt: _Attempt) -> None:
         record = entry.record
-        if record.checkpoint is not None and not record.generation and not options:
+        if record.checkpoint is not None and record.started_at is None and not options:
             options = (WithCheckpoint(record.checkpoint, f"{entry.directory}/{CHECKPOINTS}"),)
         entry.start_asked_mono = self._inside.clock.mono()
         runtime = await self._inside.host.runtime(record.spec.runtime)
         entry.client = self.client(runtime.name)
-        entry.reason = None
+        entry.forget_reason()
         entry.told_start.clear()
         record.runtime, record.starting, record.manually_stopped = runtime.name, record.generation + 1, False
         record.end_reason = record.kill_at = record.remedy = None
@@ -191,8 +227,12 @@ class Runs:
             entry.restarts = b""
         spec = await self.spec_of(entry)
         await self._leases.begin(entry)
-        # A store that can't be written refuses the start here, with nothing done.
-        await self._inside.books.save(entry)
+        try:
+            # A store that can't be written refuses the start here, with nothing done.
+            await self._inside.books.save(entry)
+        except StoreError:
+            attempt.is_refused = True
+            raise
         if record.spec.ready is not None:
             await self._watches().prepare(entry)
         _check_wanted(entry)
@@ -249,22 +289,14 @@ class Runs:
     async def _start_quietly(self, entry: Entry, due: _Due) -> None:
         if entry.starting or entry.is_registered or entry.removing or entry not in self._inside.books:
             return  # somebody was faster
-        record, before, was_due = entry.record, entry.record.exit, entry.record.status is Status.RESTARTING
+        record = entry.record
         try:
             await self.start(entry, due=due)
         except LightermanError as failed:
             if entry.start_unwanted.is_set() or record.manually_stopped:
-                # Nobody had asked for this run: that it was stopped does not hide how the one before it ended.
-                record.exit = before
-                if before is not None and entry.reason is not None:
-                    record.exit = msgspec.structs.replace(before, reason=entry.reason)
                 log.info("container %s: %s", record.name, failed)
             else:
                 log.error("container %s: starting it failed: %s", record.name, failed)
-            record.end_reason = record.kill_at = None
-            if was_due and record.status is Status.EXITED and entry in self._inside.books:
-                await self._tell_not_begun(entry, failed)
-            record = entry.record
             if record.status is Status.RESTARTING and self._inside.is_open:
                 record.status = Status.EXITED
                 await self._tell_not_begun(entry, failed)
@@ -284,17 +316,24 @@ class Runs:
         client, ends = entry.client, signal in (9, entry.record.spec.stop_signal or 15)
         if client is None or not entry.is_registered:
             if ends:
-                await self._no_further_run(entry, "kill" if signal == 9 else None)
+                await self._no_further_run(entry)
             return
-        if signal == 9:
-            entry.reason = entry.reason or "kill"
-            self._note_end(entry, 0)
+        asked_before = entry.reason
         if ends:
+            entry.ask_for_end("kill", self._inside.clock.mono())
+            if signal == 9:
+                self._note_end(entry, 0)
             await self.mark_stopped(entry)
-        if signal == 9:
-            await self._carry_out(entry, client.signal(entry.record.id, signal))
-        else:
-            await client.signal(entry.record.id, signal)
+        try:
+            if signal == 9:
+                await self._carry_out(entry, client.signal(entry.record.id, signal))
+            else:
+                await client.signal(entry.record.id, signal)
+        except LightermanError as failed:
+            # What SIGKILL does not end now ends by it once it can.
+            if not isinstance(failed, LimitExceeded) and asked_before is None:
+                entry.forget_reason()
+            raise
 
     async def update(self, entry: Entry, resources: Resources) -> None:
         """See `Container.update`. If cancelled: it goes on."""
@@ -383,10 +422,10 @@ class Runs:
         client = entry.client
         if client is None or not entry.is_registered:
             # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
-            await self._no_further_run(entry, reason)
+            await self._no_further_run(entry)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
-        entry.reason = entry.reason or reason
+        entry.ask_for_end(reason, self._inside.clock.mono())
         self._note_end(entry, grace_s)
         if grace_s and not entry.record.spec.restart.can_restart:
             # As long as it waits an engine may die: the next one has to know why it ends, and when it is killed.
@@ -426,9 +465,7 @@ class Runs:
         record.end_reason = entry.reason
         record.kill_at = at if record.kill_at is None else min(at, record.kill_at)
 
-    async def _no_further_run(self, entry: Entry, reason: str | None) -> None:
-        if entry.record.status is Status.RESTARTING:
-            entry.reason = entry.record.end_reason = entry.reason or reason
+    async def _no_further_run(self, entry: Entry) -> None:
         entry.start_unwanted.set()
         if entry.record.status is Status.RESTARTING:
             await self._save_stopped(entry)
@@ -475,6 +512,25 @@ class Runs:
     def timings(entry: Entry) -> Timings:
         """See `Container.timings`."""
         return timings(entry, entry.start_asked_mono, entry.end_known_mono) if entry.ended.is_set() else Timings()
+
+
+class _Attempt:
+    """A start, and what the record was before it.
+
+    Attributes: is_refused: the store could not be written, and so nothing has happened.
+    """
+
+    def __init__(self, entry: Entry, by_policy: bool) -> None:
+        self.by_policy = by_policy
+        self.is_refused = False
+        self._before = entry.record.runtime, entry.record.manually_stopped, entry.restarts
+
+    def put_back(self, entry: Entry) -> None:
+        """A stop that was asked for meanwhile counts."""
+        record = entry.record
+        record.runtime, was_stopped, entry.restarts = self._before
+        record.manually_stopped = record.manually_stopped or was_stopped
+        record.starting = 0
 
 
 def timings(entry: Entry, began: float, known: float) -> Timings:

@@ -164,7 +164,7 @@ class SqliteStore:
         outcome: list[int] | StoreError
         try:
             outcome = self._commit_all([change for change, _ in batch])
-        except (sqlite3.Error, StoreError) as failed:
+        except BaseException as failed:  # noqa: BLE001  whatever it is, everyone in the batch waits for an answer
             outcome = StoreError(f"{refusal(self._path, failed)}: the change did not happen")
             outcome.__cause__ = failed
         loop.call_soon_threadsafe(self._answer, [done for _, done in batch], outcome)

@@ -551,7 +551,18 @@ class Container:
             if not isinstance(next_one, RestartAfter):
                 break
             decision = next_one
-        self._tell_exit(ended, how | {"reason": f"not started: {reason}", "not_started": True, "error": reason})
+        # A run of its own, of which there is nothing but that it did not begin.
+        self._tell_exit(
+            None,
+            {
+                "exit_code": -1,
+                "exit_code_known": False,
+                "reason": str(reason),
+                "not_started": True,
+                "finished_at": self._clock.wall(),
+                "error": reason,
+            },
+        )
         return None
 
     def _leave(self) -> None:
