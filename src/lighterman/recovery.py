@@ -174,8 +174,6 @@ def is_due_at_boot(record: Record) -> bool:
     exit = record.exit
     if exit is None or exit.reason == "lease" or record.started_at is None:
         return False
-    if record.ttl_s is not None and record.manually_stopped:
-        return False  # its time was over while it waited for a restart
     end = RunEnd(exit_code=exit.shell_code, known=exit.unknown is None, started=exit.not_started is None)
     return should_start_at_boot(record.spec.restart, manually_stopped=record.manually_stopped, last_end=end)
 

@@ -322,7 +322,9 @@ class Runs:
             await self._no_further_run(entry)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
-        entry.ask_for_end(reason, self._inside.clock.mono())
+        # A lease ends the container and not only a run of it: it is the reason in a back-off too, and at the next boot.
+        ends_all = reason == "lease" and entry.record.status is Status.RESTARTING
+        entry.ask_for_end(reason, 0.0 if ends_all else self._inside.clock.mono())
         await self.mark_stopped(entry)
         try:
             if grace_s:
