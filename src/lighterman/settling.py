@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lighterman import limits
 from lighterman.books import Books
 from lighterman.entry import Entry
@@ -111,6 +113,9 @@ class Settling:
         record = entry.record
         at_boot, record.at_boot = record.at_boot, False
         record.status, record.restart_at, record.starting = Status.EXITED, None, 0
+        if record.exit is not None and record.end_reason == "lease":
+            # It ends the container, and not only a run of it.
+            record.exit = msgspec.structs.replace(record.exit, reason=record.end_reason)
         record.end_reason = record.kill_at = None
         if at_boot:
             await self.save(entry)
@@ -194,8 +199,6 @@ def is_due_at_boot(record: Record) -> bool:
     exit = record.exit
     if exit is None or exit.reason == "lease" or record.started_at is None:
         return False
-    if record.ttl_s is not None and record.manually_stopped:
-        return False  # its time was over while it waited for a restart
     end = RunEnd(
         exit_code=exit.code if exit.code is not None else exit.shell_code,
         known=exit.unknown is None,

@@ -471,9 +471,10 @@ class ExitRecord(Value, frozen=True):
         not_started: why the program never ran.
         reason: who or what ended it where that is known; None for what has ended by itself, also if an end was asked
             for after that. `"stop"`: by `stop`. `"kill"`: by `kill` with SIGKILL or the stop signal, whatever the
-            program made of that. `"timeout"`; `"removed"`; `"lease"`: its time is over, or its owner has ended;
-            `"unhealthy"`: its health check's action; `"checkpoint"`: it was saved; `"cancelled"`: its start was;
-            `"oom"`: the kernel killed its first process for memory. Who asked first counts.
+            program made of that. `"timeout"`; `"removed"`; `"lease"`: its time is over, or its owner has ended,
+            also while it waited for a restart; `"unhealthy"`: its health check's action; `"checkpoint"`: it was saved;
+            `"cancelled"`: its start was; `"oom"`: the kernel killed its first process for memory. Of several it is who
+            asked first.
         oom_killed: whether the kernel killed a process of the container for memory; oom_kills: how many.
         memory_peak_bytes, cpu_s: of the whole container, read before its cgroup was removed.
         last_words: the end of its stderr (of a terminal's output), where it did not succeed; at most 2 KiB.

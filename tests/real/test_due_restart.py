@@ -132,7 +132,7 @@ async def test_P02_time_of_who_waits_for_its_restart_goes_on(root: Path) -> None
     async with Engine(root=root) as engine:
         box = await engine.get("box")
         exit = await box.wait(timeout_s=60)
-        assert (exit.code, exit.reason, box.status) == (5, None, "exited")
+        assert (exit.code, exit.reason, box.status) == (5, "lease", "exited")
 
 
 async def test_due_restarts_keep_to_the_engines_rate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

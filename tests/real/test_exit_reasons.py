@@ -34,12 +34,6 @@ async def test_run_whose_back_off_was_ended_has_ended_by_itself(engine: Engine, 
         assert (exit.code, exit.reason, box.status) == (3, None, Status.EXITED)
 
 
-async def test_run_whose_time_was_over_in_its_back_off_has_ended_by_itself(engine: Engine) -> None:
-    async with engine.container("busybox", ["sh", "-c", "exit 3"], restart=SLOW, ttl_s=2) as box:
-        exit = await asyncio.wait_for(box.wait(), LIMIT_S)
-        assert (exit.code, exit.reason) == (3, None)
-
-
 async def test_run_that_had_ended_before_its_timeout_has_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clean-up takes longer than the time that it had."""
     may_go_on = asyncio.Event()

@@ -422,10 +422,12 @@ class Runs:
         client = entry.client
         if client is None or not entry.is_registered:
             # A start that is under way ends before it comes to its runtime; who has to know waits for `start_over`.
-            await self._no_further_run(entry)
+            await self._no_further_run(entry, reason)
             # Its end may be known and not written down yet, on a full disk for long.
             return entry.record.status in (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
-        entry.ask_for_end(reason, self._inside.clock.mono())
+        # A lease ends the container and not only a run of it: it is the reason in a back-off too, and at the next boot.
+        ends_all = reason == "lease" and entry.record.status is Status.RESTARTING
+        entry.ask_for_end(reason, 0.0 if ends_all else self._inside.clock.mono())
         self._note_end(entry, grace_s)
         if grace_s and not entry.record.spec.restart.can_restart:
             # As long as it waits an engine may die: the next one has to know why it ends, and when it is killed.
@@ -465,9 +467,12 @@ class Runs:
         record.end_reason = entry.reason
         record.kill_at = at if record.kill_at is None else min(at, record.kill_at)
 
-    async def _no_further_run(self, entry: Entry) -> None:
+    async def _no_further_run(self, entry: Entry, reason: str | None = None) -> None:
         entry.start_unwanted.set()
-        if entry.record.status is Status.RESTARTING:
+        record = entry.record
+        if record.status is Status.RESTARTING:
+            if reason == "lease" and record.exit is not None:
+                record.exit = msgspec.structs.replace(record.exit, reason=reason)
             await self._save_stopped(entry)
 
     async def mark_stopped(self, entry: Entry) -> None:
