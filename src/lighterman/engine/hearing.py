@@ -129,7 +129,7 @@ class Hearing:
 
     async def _exec_changed(self, entry: Entry, info: StateInfo) -> asyncio.Future[None] | None:
         known = entry.execs.get(info.process_id)
-        if known is not None and known.ended.is_set():
+        if known is not None and known.exit is not None:
             # The engine that told of it was killed before its keeper heard that.
             if not known.is_kept:
                 entry.drop_exec(known)

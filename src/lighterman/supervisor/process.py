@@ -67,7 +67,7 @@ class Process:
         return self.streams
 
     async def drop_streams(self) -> None:
-        """Nobody took them: what it writes is lost, and its end does not wait for that."""
+        """Nobody took them: its end does not wait for what is in them."""
         streams, self.streams = self.streams, None
         for stream in streams.readable if streams is not None else ():
             await stream.close()
