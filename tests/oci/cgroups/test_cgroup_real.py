@@ -252,3 +252,30 @@ def test_version_2_alone_kills_and_freezes(host: CgroupHost) -> None:
     finally:
         cgroup.kill(DEADLINE_S)
         eventually_sync(cgroup.remove)
+
+
+def test_kill_of_one_that_was_made_threaded(host: CgroupHost) -> None:
+    """There the kernel refuses cgroup.kill, and lists no processes."""
+    if host.unified is None:
+        pytest.skip("no version 2 tree is mounted")
+    only = CgroupHost(layout="v2", hierarchies=(host.unified,))
+    top = Cgroup(f"/lighterman-test-{os.getpid()}", only)
+    inner, beside = top.child("c1"), top.child("c2")
+    at = f"{host.unified.mount_point}{inner.path}"
+    try:
+        os.makedirs(at)
+        os.makedirs(f"{host.unified.mount_point}{beside.path}")
+        with open(f"{at}/cgroup.type", "w", encoding="ascii") as file:
+            file.write("threaded")
+        with running("sleep", "600") as process, running("sleep", "600") as other:
+            enter(top, process.pid)
+            enter(top, other.pid)
+            enter(inner, process.pid)
+            assert inner.pids() == {process.pid}
+            assert not inner.is_empty()
+            assert inner.kill(DEADLINE_S)
+            assert process.wait() == -9
+            assert other.poll() is None
+    finally:
+        assert top.kill(DEADLINE_S)
+        eventually_sync(top.remove)
