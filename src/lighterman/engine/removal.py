@@ -12,7 +12,7 @@ from lighterman.engine.runs import Runs
 from lighterman.entry import Entry
 from lighterman.errors import InvalidState, LightermanError, NotFound, StoreError
 from lighterman.lifecycle.status import Status
-from lighterman.threads import in_thread
+from lighterman.threads import in_removing_thread
 from lighterman.trees import remove_tree
 
 __all__ = ["Removal"]
@@ -92,7 +92,8 @@ class Removal:
 
     async def remove_files(self, entry: Entry) -> None:
         """Its directory with all that is in it. Raises: StoreError."""
-        await in_thread(_remove_tree, self._inside.root.container(entry.record.id))
+        path = self._inside.root.container(entry.record.id)
+        await in_removing_thread(lambda: _remove_tree(path))
 
     async def _bury_later(self, entry: Entry) -> None:
         """Nothing is left of it but its row; an engine that comes before this is done takes that away."""
