@@ -11,7 +11,7 @@ import pytest
 
 from lighterman import limits
 from lighterman.errors import LimitExceeded, OperationPending, OperationTimeout
-from lighterman.threads import OneThread, in_own_thread, in_thread, let_go, look_at_files
+from lighterman.threads import OneThread, in_own_thread, in_removing_thread, in_thread, let_go, look_at_files
 from support import eventually
 
 
@@ -109,6 +109,19 @@ async def test_result_that_came_before_the_cancellation_is_discarded_too() -> No
             await eventually(lambda: discarded == [42])
             discarded.clear()
         assert discarded == []
+
+
+async def test_huge_removals_hold_nobody_else_up(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "THREADS_KEPT", 1)
+    monkeypatch.setattr(limits, "REMOVING_THREADS_KEPT", 2)
+    let_go()
+    removing = [asyncio.ensure_future(in_removing_thread(gate.wait)) for _ in range(40)]
+    assert await asyncio.wait_for(in_thread(os.getpid), 20) == os.getpid()
+    names = [one.name for one in threading.enumerate() if one.name.startswith("lighterman-remove")]
+    assert len(names) == 2
+    gate.set()
+    await asyncio.gather(*removing)
+    let_go()
 
 
 async def test_idle_threads_end_and_come_again() -> None:

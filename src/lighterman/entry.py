@@ -390,12 +390,12 @@ def _tie(stream: ReadStream, sink: OutputSink, number: int) -> None:
     look()
 
 
-def exit_record(info: StateInfo, reason: str | None) -> ExitRecord:
-    """The record of an end that was told."""
+def exit_record(info: StateInfo, reason: str | None, *, oom_is_news: bool = True) -> ExitRecord:
+    """The record of an end that was told. Args: oom_is_news: not all of its OOM kills were told long before it."""
     known = info.exit_code_known and not info.not_started
     if known and info.state is not State.RESTART:
         reason = reason or info.reason
-    if reason is None and info.oom_killed and info.signal == 9:
+    if reason is None and info.oom_killed and oom_is_news and info.signal == 9:
         reason = "oom"
     duration = None
     if info.started_mono is not None and info.finished_mono is not None:

@@ -125,7 +125,10 @@ class Leases:
             if until is not None:
                 await self._renew(record, until)
         except (StoreError, InvalidState):
-            record.ttl_s, record.until = before
+            if record.ttl_s == ttl_s:
+                record.ttl_s = before[0]
+            if record.until == until:  # else it has ended in this moment, or begun anew: its time is another one
+                record.until = before[1]
             raise
 
     async def _reconnect(self, record: Record, lease: ConnectionLease) -> None:

@@ -51,6 +51,7 @@ START_S = _number("START_S", 300.0 if sys.platform == "win32" else 60.0)
 START_SLOW_S = _number("START_SLOW_S", 5.0)  # a start slower than this gives its concurrency slot back
 EXEC_TERM_S = _number("EXEC_TERM_S", 0.5)  # from SIGTERM to SIGKILL of an exec whose time is over
 EXEC_START_S = _number("EXEC_START_S", 60.0)  # from the request to the exec's pid
+OOM_DEATH_S = _number("OOM_DEATH_S", 2.0)  # from the notice of an OOM kill to the end of who was killed, on a busy host
 RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
 RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling
 RESTART_RESET_S = 10.0  # a run this long resets the back-off
@@ -75,6 +76,7 @@ LEASE_RECONNECT_S = _number("LEASE_RECONNECT_S", 10.0)  # for a connection lease
 HOST_FILES_S = _number("HOST_FILES_S", 30.0)  # for files that a caller names; a hung NFS server never answers
 HUNG_THREADS_KEPT = _count("HUNG_THREADS_KEPT", 64)  # that wait for such files; 8 MiB of address space each
 THREADS_KEPT = _count("THREADS_KEPT", 16)  # for what blocks shortly: the kernel lets few of it run at the same time
+REMOVING_THREADS_KEPT = _count("REMOVING_THREADS_KEPT", 4)  # of what containers have written: the disk is what is slow
 # Beyond this only latency grows (measured: throughput is flat from 4 to 16 at a time on 2 cores).
 CONCURRENT_STARTS = _count("CONCURRENT_STARTS", 4 * (os.cpu_count() or 1))
 

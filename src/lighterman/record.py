@@ -41,7 +41,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         owner, owner_started: of the lease `owner`: its pid and start time (clock ticks after boot).
         ttl_s: how long a run may last. until: when the present one is over, seconds on CLOCK_BOOTTIME.
         runtime: which one its last run used.
-        oom_kills: of the last run, as many as were told while it lasted.
+        oom_kills: of the last run, as many as were told while it lasted. oom_told_at: when the last of them was, in
+            seconds on the engine's monotonic clock.
         health, ready: of the last run, once it was found to be so: `healthy`, `unhealthy`.
         startup_over: whether the probe of its startup has succeeded in the last run.
         remedy: what its being unhealthy asks for, until the run has ended by it: `restart`, `stop`, `kill`.
@@ -72,6 +73,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     started_at: float | None = None
     exit: ExitRecord | None = None
     oom_kills: int = 0
+    oom_told_at: float | None = None
     health: str | None = None
     ready: bool = False
     startup_over: bool = False

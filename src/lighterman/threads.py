@@ -13,12 +13,12 @@ from typing import ParamSpec, Protocol, TypeVar
 from lighterman import limits
 from lighterman.errors import LimitExceeded, OperationPending, OperationTimeout
 
-__all__ = ["InThread", "OneThread", "in_own_thread", "in_thread", "let_go", "look_at_files"]
+__all__ = ["InThread", "OneThread", "in_own_thread", "in_removing_thread", "in_thread", "let_go", "look_at_files"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_pool: ThreadPoolExecutor | None = None
+_pools: dict[str, ThreadPoolExecutor] = {}
 _looking: set[Thread] = set()  # those of `look_at_files`: what else has a thread of its own does not count there
 
 
@@ -26,18 +26,28 @@ async def in_thread(
     function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> _Result:
     """Call what ends soon: the kernel's answers, and files of our own. As `asyncio.to_thread`, without the context."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(limits.THREADS_KEPT, "lighterman-work")
+    call = partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_pool("lighterman-work", limits.THREADS_KEPT), call)
+
+
+async def in_removing_thread(function: Callable[[], _Result], /) -> _Result:
+    """Call what takes a tree of files away: it may be huge, and then nobody else is to wait for a thread."""
+    pool = _pool("lighterman-remove", limits.REMOVING_THREADS_KEPT)
+    return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+def _pool(name: str, threads: int) -> ThreadPoolExecutor:
+    if name not in _pools:
+        _pools[name] = ThreadPoolExecutor(threads, name)
         _register_at_fork()
-    return await asyncio.get_running_loop().run_in_executor(_pool, partial(function, *args, **kwargs))
+    return _pools[name]
 
 
 def let_go() -> None:
     """End the idle ones, for who closes; whoever goes on gets new ones."""
-    global _pool
-    pool, _pool = _pool, None
-    if pool is not None:
+    pools = list(_pools.values())
+    _pools.clear()
+    for pool in pools:
         pool.shutdown(wait=False)
 
 
@@ -49,8 +59,7 @@ def _register_at_fork() -> None:
 
 def _forget() -> None:
     """A child that was forked has none of these threads."""
-    global _pool
-    _pool = None
+    _pools.clear()
     _looking.clear()
 
 

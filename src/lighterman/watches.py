@@ -222,7 +222,7 @@ class Watches:
         record = entry.record
         check, ready = _check_of(entry), record.spec.ready
         if info.state is State.RESTORE:
-            # Of the run before it the engine that saw its end has told nobody who lives.
+            # What was said before that is of a run whose end another engine has seen.
             watch.run_since = info.started_mono or 0.0
         if check is not None:
             watch.monitor = HealthMonitor(
@@ -345,7 +345,7 @@ class Watches:
                     return
                 await notify.wait_ready(watch.run_since)
         entry.record.ready = True
-        await self._tell(entry, "ready", None)
+        await self._tell(entry, "ready", None, late=watch.tell)
         if watch.notify is not None:
             watch.notify.settle()
         watch.tell()

@@ -17,6 +17,7 @@ from lease_support import CGROUPS, Owner, ends_within, gone
 from real_support import keeper_pid, process_is_there, running_in
 
 from lighterman import Engine, InvalidSpec, InvalidState, NotFound, UsageError
+from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.status import Status
 from lighterman.roots import StateRoot
 from support import PATIENCE, eventually, eventually_sync
@@ -241,6 +242,29 @@ async def test_P02_ttl_renewed_lives_on(engine: Engine) -> None:
         exit = await asyncio.wait_for(box.wait(), 60)
         assert exit.reason == "lease"
         assert time.monotonic() - begun >= 3 * PATIENCE
+
+
+async def test_renewal_that_meets_the_end_leaves_no_time_of_the_run_that_was(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await engine.create("busybox", ["sleep", "1000"], ttl_s=1000)
+    await box.start()
+    renew = KeeperClient.renew_lease
+
+    async def late(self: KeeperClient, name: str, until: float | None) -> None:
+        monkeypatch.setattr(KeeperClient, "renew_lease", renew)
+        await box.kill()
+        await box.wait()
+        await renew(self, name, until)
+
+    monkeypatch.setattr(KeeperClient, "renew_lease", late)
+    with pytest.raises(InvalidState, match="over"):
+        await box.renew(500)
+    assert (box.lease.ttl_s, box.lease.left_s) == (1000, None)
+    await box.start()
+    assert box.lease.left_s is not None
+    assert box.lease.left_s > 900
+    await box.remove(force=True)
 
 
 async def test_P02_ttl_goes_on_over_an_engines_restart(root: Path, owner_of: Callable[..., Owner]) -> None:

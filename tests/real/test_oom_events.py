@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from lighterman import Container, Engine, Event, Resources
+from lighterman import Container, Engine, Event, Resources, limits
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -60,6 +62,18 @@ async def test_the_init_that_is_killed_is_told_by_its_exit(engine: Engine) -> No
     assert (await box.wait()).reason == "oom"
     assert await counts(engine, box) == []
     await box.remove()
+
+
+async def test_a_kill_from_outside_is_not_that_of_a_child_before(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OOM_DEATH_S", 0.0)
+    async with engine.container("busybox", ["sleep", "1000"], memory="32M") as box:
+        await eat(box)
+        await told(engine, box, [1])
+        os.kill(box.pid, signal.SIGKILL)
+        exit = await box.wait()
+        assert (exit.signal, exit.reason, exit.oom_kills) == (9, None, 1)
 
 
 async def test_a_limit_that_is_set_later(engine: Engine) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lighterman import limits
 from lighterman.engine.inside import Inside
 from lighterman.engine.platform import HostLeases, Platform
 from lighterman.entry import UNHEALTHY, Entry, Output, exit_record, last_words
@@ -15,7 +16,7 @@ from lighterman.errors import NotFound
 from lighterman.journal import Event
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.status import Status, next_status
-from lighterman.record import ExecRecord
+from lighterman.record import ExecRecord, Record
 from lighterman.spec import ExitRecord
 from lighterman.stdin import StdinWriter
 from lighterman.supervisor.streams import Streams
@@ -71,7 +72,8 @@ class Hearing:
         if info.state in (State.EXIT, State.RESTART):
             # An engine before this one may have acted, and be the only one who knew it.
             reason = entry.reason_of(info) or (UNHEALTHY if record.remedy else None)
-            exit = await self._with_last_words(entry.output_of, exit_record(info, reason))
+            told = exit_record(info, reason, oom_is_news=_oom_is_news(record, info))
+            exit = await self._with_last_words(entry.output_of, told)
         # From here to the commit nobody comes between: the record and its event are one.
         if record.status is not Status.REMOVING:  # else it stays so, and what has happened is told all the same
             record.status = next_status(record.status, info.state)
@@ -82,9 +84,9 @@ class Hearing:
             record.started_at, record.exit, record.starting, record.at_boot = info.started_at, None, 0, False
             if info.state is State.START:
                 record.health, record.ready, record.oom_kills = None, False, 0
-                record.startup_over, record.remedy = False, None
+                record.startup_over, record.remedy, record.oom_told_at = False, None, None
         elif info.state is State.OOM:
-            record.oom_kills = info.oom_kills or 0
+            record.oom_kills, record.oom_told_at = info.oom_kills or 0, self._inside.clock.mono()
         elif info.state in (State.EXIT, State.RESTART):
             record.pid = 0
             if info.state is State.EXIT:
@@ -157,3 +159,10 @@ class Hearing:
             # Once its keeper has heard of that too.
             entry.execs_unsaved[life.name] = None
         return later
+
+
+def _oom_is_news(record: Record, info: StateInfo) -> bool:
+    """Whether the init process may be among the killed: what was told long before its end it has survived."""
+    if (info.oom_kills or 0) > record.oom_kills or record.oom_told_at is None or info.finished_mono is None:
+        return True
+    return info.finished_mono - record.oom_told_at < limits.OOM_DEATH_S

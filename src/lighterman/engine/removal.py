@@ -12,7 +12,7 @@ from lighterman.engine.runs import Runs
 from lighterman.entry import Entry
 from lighterman.errors import InvalidState, LightermanError, NotFound, StoreError
 from lighterman.lifecycle.status import Status
-from lighterman.threads import in_thread
+from lighterman.threads import in_removing_thread
 from lighterman.trees import remove_tree
 
 __all__ = ["Removal"]
@@ -125,7 +125,8 @@ class Removal:
         """Its directory with all that is in it, once no checkpoint is written there any more. Raises: StoreError."""
         async with entry.saving:
             pass
-        await in_thread(_remove_tree, self._inside.root.container(entry.record.id))
+        path = self._inside.root.container(entry.record.id)
+        await in_removing_thread(lambda: _remove_tree(path))
 
     async def _take_away_later(self, entry: Entry) -> None:
         """An engine that comes before this is done goes on with it."""
