@@ -345,7 +345,7 @@ class Watches:
                     return
                 await notify.wait_ready(watch.run_since)
         entry.record.ready = True
-        await self._tell(entry, "ready", None, late=watch.tell)
+        await self._tell(entry, "ready", None)
         if watch.notify is not None:
             watch.notify.settle()
         watch.tell()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ class Refusing:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-async def test_process_is_killed_though_its_members_can_not_be() -> None:
+async def test_process_is_killed_though_its_members_can_not_be(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "1000"]) as child:  # noqa: ASYNC220
         process = OciProcess(
             job="c1:exec",
@@ -33,6 +34,7 @@ async def test_process_is_killed_though_its_members_can_not_be() -> None:
             stdio=Stdio(None, None, None),
             terminal=None,
             keeper=None,
+            exits_dir=str(tmp_path),
             members=lambda pid: Refusing(),
         )
         with pytest.raises(RuntimeFailed, match="permission denied"):
