@@ -91,7 +91,7 @@ class Runs:
         """For its next run, or for the one that is taken up with these of its execs."""
         record = entry.record
         options: list[CreateOption] = [
-            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts, execs),
+            FirstRun(record.generation + 1, record.manually_stopped, record.oom_kills, entry.restarts, execs=execs),
             *more,
         ]
         lease = self._leases.job_lease(record)
