@@ -97,6 +97,20 @@ async def test_what_an_earlier_engine_could_not_remove_is_removed(tmp_path: Path
     assert now.leaving(None) is None
 
 
+async def test_that_of_a_process_is_found_without_its_name(tmp_path: Path, top: Path) -> None:
+    """Its keeper knew the name, and is lost."""
+    execs = ExecCgroups(container(tmp_path), possible=True)
+    first, second = await made(execs), await made(execs)
+    (top / "the workload's own").mkdir()
+    for name, pids in ((first.name, "10\n"), (second.name, "11\n12\n"), ("the workload's own", "13\n")):
+        (top / name / "cgroup.procs").write_text(pids)
+    found = execs.of_process(12)
+    assert found is not None
+    assert found.name == second.name
+    assert execs.of_process(13) is None
+    assert ExecCgroups(container(tmp_path), possible=False).of_process(12) is None
+
+
 async def test_cancelled_while_it_is_made_there_is_none(
     tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

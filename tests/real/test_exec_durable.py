@@ -517,8 +517,9 @@ async def test_P04_host_restarted_its_end_is_told_first(root: Path) -> None:
 @pytest.mark.parametrize("by", ["timeout", "kill"])
 async def test_P04_ends_in_a_paused_container_which_stays_paused(box: Container, by: str) -> None:
     script = "trap 'echo woken' TERM; sleep 1000 & echo begun; wait; echo woken"
-    process = await box.start_exec(["sh", "-c", script], timeout_s=2 if by == "timeout" else None)
-    await eventually(lambda: len(running_in(box.id)) == 3)
+    process = await box.start_exec(["sh", "-c", script], timeout_s=5 if by == "timeout" else None)
+    # By then the child is there too.
+    assert await process.stdout.readline() == b"begun\n"
     await box.pause()
     if by == "kill":
         await process.kill()

@@ -41,7 +41,7 @@ class OciProcess:
         clean_up: takes away what was there for it alone, when nobody waits any more; blocking.
         start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
-        exits_dir: where keepers write ends down, for when this one is lost.
+        exits_dir: where keepers write ends down, for when this one is lost; None where none does.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OciProcess:
         stdio: Stdio,
         terminal: int | None,
         keeper: KeeperClient | None,
-        exits_dir: str,
+        exits_dir: str | None = None,
         known_exit: JobExit | None = None,
         start_time: int | None = None,
         members: Callable[[int], Members] | None = None,
@@ -122,7 +122,7 @@ class OciProcess:
         status = None
         if self._pidfd is not None:
             status = await wait_exit_status(self._pidfd, zombie=self._identity)
-        if self._identity is not None:
+        if self._identity is not None and self._exits_dir is not None:
             # First: it has the time of the end, and whether a lease was behind it.
             container, _, _ = self.job.partition(":")
             self._exit = await in_thread(recorded_exit, self._exits_dir, container, self._identity)
