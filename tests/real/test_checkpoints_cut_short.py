@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sys
@@ -13,9 +14,10 @@ import pytest
 from real_support import process_is_there
 
 from lighterman import AlreadyStopped, Container, Engine, Exec, HealthCheck, InvalidState, NotFound, NotSupported
-from lighterman.errors import RuntimeFailed
+from lighterman.errors import RuntimeFailed, StoreError
 from lighterman.lifecycle.status import Status
 from lighterman.runtimes.oci import copying
+from lighterman.runtimes.oci.cgroups import MountOptions
 from support import eventually
 
 pytestmark = pytest.mark.real
@@ -313,3 +315,19 @@ async def test_copy_is_refused_with_the_reason_before_anything_is_copied(stand_i
             await engine.create(checkpoint="box/one")
         assert os.listdir(root / "containers") == [box.id]
         await (await engine.get("box")).remove()
+
+
+async def test_what_can_not_be_written_down_of_the_host_is_an_error_and_it_goes_on(
+    stand_in: StandIn, runc: Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await sleeping(runc)
+
+    def full(self: MountOptions) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(MountOptions, "begin", full)
+    with pytest.raises(StoreError, match="mount options"):
+        await box.checkpoint("one", leave_running=True)
+    assert runc.inside.books.find("box").record.saving is None
+    assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
+    await box.remove(force=True)

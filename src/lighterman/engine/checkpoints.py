@@ -9,7 +9,7 @@ from lighterman import limits
 from lighterman.engine.inside import Inside
 from lighterman.engine.runs import CHECKPOINTS, Runs
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, LightermanError, NotFound, StoreError
+from lighterman.errors import InvalidSpec, InvalidState, NotFound, StoreError
 from lighterman.journal import Event
 from lighterman.record import Saving
 from lighterman.runtimes.options import WithCheckpoint
@@ -62,7 +62,7 @@ class Checkpoints:
         try:
             await books.save(entry)
             await self._create(client, entry, name, leave_running=leave_running)
-        except LightermanError:
+        except Exception:
             # Who has stopped it meanwhile has marked it there.
             marked, record.saving = record.saving.manually_stopped, None
             if entry.is_registered and record.generation == generation:

@@ -14,7 +14,7 @@ import msgspec
 
 from lighterman import limits
 from lighterman.ends import to_its_end
-from lighterman.errors import AlreadyStopped, InvalidState, NotFound, NotSupported, RuntimeFailed
+from lighterman.errors import AlreadyStopped, InvalidState, NotFound, NotSupported, RuntimeFailed, StoreError
 from lighterman.keeper.client import Job, KeeperClient
 from lighterman.roots import default_run
 from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, MountOptions
@@ -40,13 +40,20 @@ def restoring(job: Job) -> Job:
 
 @asynccontextmanager
 async def keeping_options(host: CgroupHost) -> AsyncIterator[None]:
-    """For the time of a call of CRIU's: see `MountOptions`."""
+    """For the time of a call of CRIU's: see `MountOptions`. Raises: StoreError."""
     options = MountOptions(host, default_run())
     try:
-        await to_its_end(in_thread(options.begin))
+        try:
+            await to_its_end(in_thread(options.begin))
+        except OSError as failed:
+            what = "the mount options of the cgroup tree can't be written down"
+            raise StoreError(f"{what} in {default_run()}: {failed.strerror}") from failed
         yield
     finally:
-        await to_its_end(in_thread(options.end))
+        try:
+            await to_its_end(in_thread(options.end))
+        except OSError as failed:
+            log.error("the cgroup tree may have lost mount options: %s", failed)
 
 
 async def _ended(work: asyncio.Future[None]) -> None:
