@@ -187,6 +187,8 @@ async def test_P07_coroutine_that_swallows_its_cancellation_keeps_nobody_from_cl
         await feeds.stop()
     assert "left alone" in caplog.text
     released.set()
+    # And once it returns it is called no more.
+    await eventually(lambda: not any(task.get_name().startswith("log sink") for task in asyncio.all_tasks()))
     await writer.end()
 
 

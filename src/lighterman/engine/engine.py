@@ -195,8 +195,7 @@ class Engine:
         if inside.watches is not None:
             inside.watches.close()
             inside.watches = None
-        for entry in inside.books:
-            await entry.end_feeds()
+        await asyncio.gather(*(entry.end_feeds() for entry in inside.books))
         if inside.pump is not None:
             await inside.pump.close()
         await inside.books.journal.close()

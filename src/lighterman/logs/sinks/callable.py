@@ -34,14 +34,17 @@ class CallableOutlet:
             if self._thread is None:
                 self._thread = _CallThread(self._function)
             return await self._thread.call(records)
+        task = asyncio.current_task()
         for count, record in enumerate(records):
             try:
                 done = self._function(record)
                 if isinstance(done, Awaitable):
                     await done
+                    if task is not None and task.cancelling():
+                        # It has swallowed what was meant for the feed.
+                        raise asyncio.CancelledError
             except (Exception, asyncio.CancelledError) as failed:
                 # A cancellation of its own making is a failure as any other.
-                task = asyncio.current_task()
                 if isinstance(failed, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
                 if count:
