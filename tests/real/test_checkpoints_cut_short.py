@@ -47,7 +47,8 @@ class StandIn:
         (self.directory / f"hold-{what}").unlink()
 
     async def begun(self, what: str) -> None:
-        await eventually((self.directory / f"{what}-begun").exists)
+        # The first engine of these programs tries all of the runtimes before.
+        await eventually((self.directory / f"{what}-begun").exists, 120.0)
 
     def copier(self) -> int | None:
         """The pid of a copy that has begun."""
