@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lighterman.comparison import Difference
+    from lighterman.engine import Engine
     from lighterman.roots import StateRoot
 
 __all__ = ["command"]
@@ -87,8 +89,8 @@ async def _look_and_mend(root: str) -> _Compared:
         return _Compared()
     failed = None
     try:
-        async with Engine(root=root):
-            pass
+        async with Engine(root=root) as engine:
+            await _settled(engine)
     except LightermanError as refused:
         failed = f"no engine can come back: {refused}"
     left = (await _look(root)).left
@@ -104,6 +106,28 @@ async def _look_and_mend(root: str) -> _Compared:
     return _Compared(left=left, mended=mended, failed=failed)
 
 
+async def _settled(engine: Engine) -> None:
+    """What has ended while no engine was there is told a moment after its start: it must not be closed before."""
+    import asyncio
+
+    from lighterman import limits
+    from lighterman.cli.at_root import settled
+    from lighterman.errors import InvalidState
+
+    for container in await engine.containers():
+        await settled(engine, container)
+        for process in await container.execs():
+            if process.pid and not _is_there(process.pid):
+                # Bounded, as that is: on a full disk it is told much later. What can't be told is seen afterwards.
+                with contextlib.suppress(TimeoutError, InvalidState):
+                    async with asyncio.timeout(limits.DRAIN_S):
+                        await process.wait()
+
+
+def _is_there(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
 class _Held(NamedTuple):
     root: StateRoot
     had_run: bool
@@ -111,8 +135,6 @@ class _Held(NamedTuple):
     def give_back(self) -> None:
         """Also the empty directory that the lock's taking has made, where the host was started again since."""
         if not self.had_run:
-            import contextlib
-
             with contextlib.suppress(OSError):
                 os.rmdir(self.root.run)
         self.root.release()
