@@ -17,10 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from support import PATIENCE
+
 __all__ = ["PROGRAM", "AtTerminal", "lighterman", "one_line", "processes_of_containers", "ran", "rows", "start"]
 
 PROGRAM = (sys.executable, "-m", "lighterman.cli")
-TIMEOUT_S = 100
+TIMEOUT_S = 100 * PATIENCE
 
 
 def lighterman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -13,6 +13,7 @@ import pytest
 from cli_support import lighterman, one_line
 
 import lighterman as package
+from support import PATIENCE
 
 HEAVY = ("asyncio", "msgspec", "ctypes", "lighterman.engine", "lighterman.doctor")
 
@@ -95,7 +96,7 @@ def test_output_that_nobody_reads(command: str) -> None:
     done = subprocess.run(
         ["sh", "-c", f'"$0" -m lighterman.cli {command} | true', sys.executable],
         capture_output=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.stderr == b""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cli_support import lighterman, processes_of_containers, start
 
-from support import eventually_sync
+from support import PATIENCE, eventually_sync
 
 pytestmark = pytest.mark.real
 
@@ -168,7 +168,7 @@ def test_closed_standard_descriptors(closing: str) -> None:
         ["sh", "-c", f'exec "$0" -m lighterman.cli run -i busybox sh -c "{inside}" {closing}', sys.executable],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.returncode == 3
@@ -287,7 +287,7 @@ def test_signals_are_the_programs(name: str) -> None:
     assert program.stdout is not None
     assert program.stdout.readline() == b"up\n"
     program.send_signal(signal.Signals[f"SIG{name}"])
-    out, err = program.communicate(timeout=60)
+    out, err = program.communicate(timeout=60 * PATIENCE)
     assert (program.returncode, out, err) == (9, b"caught\n", b"")
 
 
@@ -299,7 +299,7 @@ def test_who_insists_kills() -> None:
         program.send_signal(signal.SIGINT)
         # The same signal twice at once is one.
         eventually_sync(lambda: not _mask(program.pid, "ShdPnd"))
-    assert (program.communicate(timeout=60), program.returncode) == ((b"", b""), 137)
+    assert (program.communicate(timeout=60 * PATIENCE), program.returncode) == ((b"", b""), 137)
 
 
 def test_a_signal_before_the_start_leaves_nothing() -> None:
