@@ -180,7 +180,8 @@ def as_stored(what: str, value: _Stored) -> _Stored:
     try:
         stored: _Stored = decoder.decode(msgspec.json.encode(value))
     except (InvalidSpec, ValueError, TypeError, OverflowError, RecursionError) as wrong:
-        raise InvalidSpec(f"{what} {_offender(value, decoder)}: {wrong}") from wrong
+        why = "must be text in UTF-8" if isinstance(wrong, UnicodeEncodeError) else wrong
+        raise InvalidSpec(f"{what} {_offender(value, decoder)}: {why}") from wrong
     if stored != value and not _same(stored, value):
         raise InvalidSpec(f"{what} {_offender(value, decoder)}: has a number that can't be stored: give a finite one")
     return stored
