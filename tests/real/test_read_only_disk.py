@@ -118,7 +118,6 @@ async def test_P06_read_only_disk_refuses_what_begins_and_what_ends_has_ended(
         await (await engine.get("other")).start()
 
 
-@pytest.mark.xfail(reason="an end waits for that of another process to be written down", strict=False)
 async def test_P06_read_only_disk_holds_no_stop_up_where_another_end_waits_for_it(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
