@@ -202,6 +202,10 @@ class _ComingBack:
         if not was_paused:
             self.frozen.discard(record.id)
 
+    async def _end_once_written(self, stale: list[HeldJob]) -> None:
+        await self.settling.written()
+        await self._host.end_jobs(stale, remains=False)
+
     async def end_unknown(self, id: str, jobs: list[HeldJob]) -> None:
         """What runs of a container that is in no book. Raises: KeeperLost."""
         try:
@@ -257,7 +261,11 @@ class _ComingBack:
             await self._tell_restart(
                 entry, next((job for job in inits if job.meta.generation == record.generation), None)
             )
-        await host.end_jobs(stale, remains=newest is None)
+        if goes_on and not self.settling.is_written:
+            # Until its end is in the store, the keeper is the only one who knows it for good.
+            engine.inside.tasks.watch(self._end_once_written(stale), f"acknowledge the end of {record.name}")
+        else:
+            await host.end_jobs(stale, remains=newest is None)
         if record.status is Status.RESTARTING and (newest is None or newest.meta.generation <= record.generation):
             # The next run had not begun: it is due. It stays so until it is told to run, for the engine after this one.
             await host.end_jobs([job for job in jobs if job not in stale])

@@ -155,6 +155,11 @@ class Settling:
 
         await self._try(keep, "the restart of the host")
 
+    @property
+    def is_written(self) -> bool:
+        """Whether all of it is in the store."""
+        return not self._behind
+
     async def written(self) -> None:
         """Return once all of it is in the store."""
         await asyncio.gather(*self._behind)

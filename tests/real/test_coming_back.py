@@ -213,6 +213,9 @@ async def test_P01_end_that_was_not_written_down_before_the_next_run_is_told(
         await eventually(next_run_goes_ahead)
         monkeypatch.setattr("lighterman.limits.STORE_RETRY_S", 1000)
         monkeypatch.setattr("lighterman.limits.CANCEL_S", 0.1)
+    # Nor by the next engine.
+    async with Engine(root=root) as engine:
+        assert (await engine.get(box.id)).status is Status.RUNNING
     monkeypatch.undo()
     async with Engine(root=root) as engine:
         told = [event async for event in engine.events(after=0, follow=False)]
