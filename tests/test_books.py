@@ -155,6 +155,21 @@ async def test_facts_keep_their_order(books: Books, entry: Entry, disk: Disk) ->
     assert await kinds(books) == order
 
 
+async def test_who_waits_for_a_fact_hears_at_once_that_somebody_has_written_it(
+    books: Books, entry: Entry, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STORE_RETRY_S", 3600)
+    disk.full = True
+    telling = await books.tell_fact(entry, end_of(entry))
+    assert telling is not None
+    await asyncio.sleep(0)
+    disk.full = False
+    books.strike(entry)
+    await books.bury(entry)
+    await asyncio.wait_for(asyncio.shield(telling), 60)
+    assert await kinds(books) == ["exit", "remove"]
+
+
 async def test_fact_that_waits_is_tried_once_more_at_the_close(
     books: Books, entry: Entry, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

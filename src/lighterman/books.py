@@ -14,6 +14,7 @@ from lighterman.clock import Clock
 from lighterman.ends import to_its_end
 from lighterman.entry import Entry
 from lighterman.errors import AlreadyExists, InvalidSpec, NotFound, StoreError
+from lighterman.flag import Flag
 from lighterman.journal import Event, Journal
 from lighterman.lifecycle.status import Status
 from lighterman.store.base import Change, Store, Tombstone
@@ -163,9 +164,14 @@ class Books:
 
     async def _tell_later(self, entry: Entry) -> None:
         """Whoever else writes of it takes along what waits, and so there is one of these for an entry."""
+        entry.all_told = Flag()
         while entry.untold:
+            entry.all_told.clear()
             try:
-                await asyncio.sleep(limits.STORE_RETRY_S)
+                async with asyncio.timeout(limits.STORE_RETRY_S):
+                    await entry.all_told.wait()
+            except TimeoutError:
+                pass
             except asyncio.CancelledError:
                 await self._has_told(entry)  # the engine closes: this once more
                 raise
@@ -226,6 +232,8 @@ class Books:
             await self._store.commit(change)
         for _ in range(waited):
             entry.untold.popleft()
+        if entry.all_told is not None and not entry.untold:
+            entry.all_told.set()
         _written(entry, change)
 
     async def _write_untold(self, entry: Entry) -> None:

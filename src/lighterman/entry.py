@@ -210,6 +210,7 @@ class Entry:
         self.heard = Flag()  # something was told of it to this engine
         self.untold: deque[Event] = deque()  # facts that the record shows and the journal does not have yet
         self.telling: asyncio.Task[None] | None = None  # writes them down once the disk takes them
+        self.all_told: Flag | None = None  # somebody has written them down
         self.writing = asyncio.Lock()  # one commit at a time, in the order of what it tells
         self.updating = asyncio.Lock()  # one change of its limits at a time
         self.saving = asyncio.Lock()  # one checkpoint at a time; and its files stay until that is over
