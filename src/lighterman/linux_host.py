@@ -97,7 +97,6 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     Raises: RuntimeUnavailable, NotSupported (an unknown runtime), KeeperLost.
     """
     probed = await in_thread(probe_all, f"{root.cache}/cache/runtimes.json")
-    await in_thread(_recover_options, cgroup_host())
     chosen, reason = pick(probed, wanted)
     facts = await in_thread(HostFacts.detect)
     await _sweep()
@@ -310,6 +309,7 @@ class LinuxHost:
         """
         held = []
         jobs = await self._settled_jobs()
+        # Not before: a call of CRIU's that outlived its engine takes them away at any moment.
         await in_thread(_recover_options, self._cgroups)
         known |= {job.pid for job in jobs if job.pid is not None}
         self._orphaned = await _end_orphans(self._root, self.keeper, known, settled=True)

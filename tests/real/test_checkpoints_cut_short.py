@@ -332,3 +332,25 @@ async def test_what_can_not_be_written_down_of_the_host_is_an_error_and_it_goes_
     assert runc.inside.books.find("box").record.saving is None
     assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
     await box.remove(force=True)
+
+
+@pytest.mark.needs("criu")
+@pytest.mark.parametrize("what", ["leave", "end"])
+async def test_engine_killed_while_criu_is_at_work(root: Path, what: str) -> None:
+    async def at_work() -> None:
+        await eventually(lambda: any(root.glob("containers/*/checkpoints/.part-one/work/*")), 120.0)
+
+    await killed_over(root, what, at_work)
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await engine.get("box")
+        assert box.status is Status.RUNNING
+        assert list(await box.checkpoints()) == []
+        assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
+        await box.checkpoint("two", leave_running=True)
+        await box.start_exec(["sh", "-c", "echo > /end"])
+
+        async def restarted() -> bool:
+            return box.generation > 1
+
+        await eventually(restarted)
+        await box.remove(force=True)
