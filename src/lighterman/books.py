@@ -230,6 +230,7 @@ class Books:
             await self.journal.commit(events[-1], change, earlier=events[:-1])
         else:
             await self._store.commit(change)
+        entry.stored = True
         for _ in range(waited):
             entry.untold.popleft()
         if entry.all_told is not None and not entry.untold:

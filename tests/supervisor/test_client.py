@@ -450,7 +450,6 @@ async def test_checkpoint_ends_it_and_create_starts_from_it(world: World, tmp_pa
     directory = str(tmp_path)
     await world.create("sleep")
     await world.client.create_checkpoint("c1", "one", directory)
-    await world.client.wait("c1")
     await world.backend.wait_for("c1", State.EXIT)
     assert await world.client.list_checkpoints(directory) == ("one",)
     await world.create("sleep", options=(WithCheckpoint("one", directory),))
@@ -463,7 +462,7 @@ async def test_checkpoint_ends_it_and_create_starts_from_it(world: World, tmp_pa
 async def test_checkpointed_one_ends_for_good_whatever_its_policy(world: World, tmp_path: object) -> None:
     await world.create("sleep", options=(policy("always"),))
     await world.client.create_checkpoint("c1", "one", str(tmp_path))
-    await world.client.wait("c1")
+    await world.backend.wait_for("c1", State.EXIT)
     assert world.states() == ["start", "exit"]
     assert await world.client.list_checkpoints(str(tmp_path)) == ("one",)
 
