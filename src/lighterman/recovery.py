@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lighterman.engine import Engine
     from lighterman.linux_host import HeldJob, LinuxHost
 
-__all__ = ["ENDS_WITH_ENGINE", "readable", "remember_stones", "take_up"]
+__all__ = ["ENDS_WITH_ENGINE", "decoded", "readable", "remember_stones", "take_up"]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def readable(loaded: Loaded) -> list[Record]:
     records = []
     for id, encoded in zip(loaded.ids, loaded.records, strict=True):
         try:
-            records.append(_decoded(encoded))
+            records.append(decoded(encoded))
         except StoreError as failed:
             log.error("container %s is left as it is: %s", id, failed)
     return records
@@ -100,10 +100,10 @@ def readable(loaded: Loaded) -> list[Record]:
 
 def remember_stones(engine: Engine, books: Books, loaded: Loaded) -> None:
     """What there is of removed containers."""
-    books.remember(loaded.tombstones, lambda stone: engine.inside.new_entry(_decoded(stone.record)))
+    books.remember(loaded.tombstones, lambda stone: engine.inside.new_entry(decoded(stone.record)))
 
 
-def _decoded(encoded: bytes) -> Record:
+def decoded(encoded: bytes) -> Record:
     """A row of the store. Raises: StoreError."""
     try:
         return _RECORD.decode(encoded)

@@ -245,7 +245,7 @@ async def test_engine_killed_over_a_copy(slow_copy: StandIn, root: Path) -> None
     await saver.wait()
     async with Engine(root=root, runtime="runc") as engine:
         assert not process_is_there(copier)
-        assert os.listdir(root / "containers") == [box.id]
+        await eventually(lambda: os.listdir(root / "containers") == [box.id])
         await (await engine.get("box")).remove()
 
 
@@ -314,7 +314,7 @@ async def test_copy_is_refused_with_the_reason_before_anything_is_copied(stand_i
     async with Engine(root=root, runtime="runc") as engine:
         with pytest.raises(NotSupported, match="the kernel is too new"):
             await engine.create(checkpoint="box/one")
-        assert os.listdir(root / "containers") == [box.id]
+        await eventually(lambda: os.listdir(root / "containers") == [box.id])
         await (await engine.get("box")).remove()
 
 
