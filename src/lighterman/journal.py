@@ -180,9 +180,13 @@ class Journal:
         """No event comes any more: who follows is told of what is stored, and of the end. Again is nothing."""
         self._is_over = True
         self._tell_news()
-        while self._reading:
-            self._none_reads.clear()
-            await self._none_reads.wait()
+        try:
+            async with asyncio.timeout(limits.CANCEL_S):
+                while self._reading:
+                    self._none_reads.clear()
+                    await self._none_reads.wait()
+        except TimeoutError:
+            log.error("%d readers of events do not come to their end: they are left alone", self._reading)
 
     def _gap(self, place: int, next: int) -> Event:
         return Event(kind="gap", lost=next - place - 1, seq=next - 1, time=self._clock.wall())

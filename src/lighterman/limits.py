@@ -45,6 +45,7 @@ SERVICING_EXIT_S = _number("SERVICING_EXIT_S", 300.0)  # likewise, after the ser
 DRAIN_S = _number("DRAIN_S", 10.0)  # bounds only a consumer of output that makes no progress
 SETTLE_S = _number("SETTLE_S", 5.0)  # how long EXIT waits for the old run's clean-up
 CANCEL_S = _number("CANCEL_S", 10.0)  # how long a cancelled create waits until its container is gone
+CLOSE_S = _number("CLOSE_S", 60.0)  # how long an engine that is closed waits for removals under way; a disk may hang
 KILL_WAIT_S = _number("KILL_WAIT_S", 10.0)  # from SIGKILL until a process is called unkillable
 # The whole of one start: a loaded host needs seconds, a first boot of a Windows guest minutes, a hung runtime for ever.
 START_S = _number("START_S", 300.0 if sys.platform == "win32" else 60.0)

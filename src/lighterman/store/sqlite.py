@@ -273,10 +273,15 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         if self._reserving is not None:
             self._reserving.cancel()
+        if self._connection is not None:
+            # After all that was asked for before: what nobody waits for any more would fail with nobody to hear of it.
+            await loop.run_in_executor(self._thread, self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await loop.run_in_executor(self._thread, connection.close)
-        self._thread.shutdown(wait=False)
+            connection.close()
 
     @property
     def _db(self) -> sqlite3.Connection:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lighterman import limits
 from lighterman.ends import to_its_end
 from lighterman.errors import (
     AlreadyExists,
@@ -484,9 +485,14 @@ class OciRuntime:
             await self.remove_remains(id)
 
     async def close(self) -> None:
-        """Return when every removal is done; of what goes on without us no descriptor is kept."""
-        while self._removals:
-            await asyncio.wait(tuple(self._removals.values()))
+        """Return when every removal is done, or limits.CLOSE_S is over; of what goes on no descriptor is kept."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.CLOSE_S
+        while self._removals and loop.time() < deadline:
+            await asyncio.wait(tuple(self._removals.values()), timeout=max(0.0, deadline - loop.time()))
+        for id, removal in self._removals.items():
+            log.error("container %s: its removal takes longer than %g s: the next engine goes on", id, limits.CLOSE_S)
+            removal.cancel()
         for system in tuple(self._systems.values()):
             await system.let_go()
         self._systems.clear()
