@@ -59,7 +59,8 @@ class OwnedTasks:
         while self._watching:
             for task in self._watching:
                 task.cancel()
-            await asyncio.wait(self._watching)
+            # Bounded, and asked again: a cancellation that meets an answer in the same moment can be lost.
+            await asyncio.wait(self._watching, timeout=finish_s)
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=finish_s)
         while self._finishing:
