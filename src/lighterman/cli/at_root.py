@@ -19,7 +19,7 @@ from lighterman.container import Container
 from lighterman.engine import Engine
 from lighterman.errors import LightermanError, NotFound
 
-__all__ = ["at_root", "find", "for_each", "root_option", "run_detached", "settled", "start_now"]
+__all__ = ["at_root", "find", "for_each", "is_alive", "root_option", "run_detached", "settled", "start_now"]
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ async def settled(engine: Engine, container: Container) -> Container:
         async with asyncio.timeout(limits.DRAIN_S):
             await engine.inside.books.find(container.id).taken_up()
             generation = container.generation
-            if not container.pid or _exists(container.pid):
+            if not container.pid or is_alive(container.pid):
                 return container
             async for event in engine.events(after=0, kinds=("exit", "restart"), container=container.id):
                 if event.generation == generation:
@@ -71,8 +71,11 @@ async def settled(engine: Engine, container: Container) -> Container:
     return container
 
 
-def _exists(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has reaped yet has."""
+    from lighterman.runtimes.oci.processes import family_of
+
+    return family_of(pid) is not None
 
 
 async def start_now(container: Container) -> None:

@@ -111,21 +111,17 @@ async def _settled(engine: Engine) -> None:
     import asyncio
 
     from lighterman import limits
-    from lighterman.cli.at_root import settled
+    from lighterman.cli.at_root import is_alive, settled
     from lighterman.errors import InvalidState
 
     for container in await engine.containers():
         await settled(engine, container)
         for process in await container.execs():
-            if process.pid and not _is_there(process.pid):
+            if process.pid and not is_alive(process.pid):
                 # Bounded, as that is: on a full disk it is told much later. What can't be told is seen afterwards.
                 with contextlib.suppress(TimeoutError, InvalidState):
                     async with asyncio.timeout(limits.DRAIN_S):
                         await process.wait()
-
-
-def _is_there(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
 
 
 class _Held(NamedTuple):
