@@ -34,7 +34,9 @@ undo() {
             is_alive "$controller" || break
             [ "$try" = 50 ] || mount -t cgroup -o "$controller" cgroup "$at" || break
         done
-        rmdir "$at" && echo "cgroup set-up: unmounted $at" >&2
+        # What stood there before, under the mount, is nobody's failure: a runtime's plain directories, say.
+        rmdir "$at" 2>/dev/null || echo "cgroup set-up: $at was no empty directory before, and stays" >&2
+        echo "cgroup set-up: unmounted $at" >&2
     done
 }
 
