@@ -147,6 +147,7 @@ class _ComingBack:
         except KeeperLost:
             raise
         except Exception as failed:
+            # Whatever it is, a defect of ours too: all other containers of the root would be watched by nobody.
             defect = None if isinstance(failed, (LightermanError, OSError)) else failed
             if entry.is_registered:
                 log.error("container %s: coming back failed in part: %s", record.name, failed, exc_info=defect)
