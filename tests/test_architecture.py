@@ -50,6 +50,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "record",
         "results",
         "roots",
+        "signal_names",
         "threads",
         "trees",
     ),
@@ -72,7 +73,7 @@ EXCEPTIONS: tuple[tuple[str, str], ...] = (
 
 # Rooms that may import of ours only what stands here (and themselves).
 ONLY: dict[str, tuple[str, ...]] = {
-    "lifecycle": ("spec", "checks", "errors", "limits"),
+    "lifecycle": ("spec", "checks", "errors", "limits", "signal_names"),
     "testing": ("supervisor", "runtimes", "lifecycle", "clock", "spec", "checks", "errors", "limits"),
 }
 

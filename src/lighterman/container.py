@@ -18,6 +18,7 @@ from lighterman.logs.state import LogState
 from lighterman.logs.streams import LogStream
 from lighterman.results import Result
 from lighterman.runtimes.base import SIGKILL
+from lighterman.signal_names import SIGNAL_NUMBERS
 from lighterman.spec import (
     ConsoleSize,
     ContainerSpec,
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Container", "Process", "signal_number"]
 
 
-# Windows has no name for what ends a program by force, and no numbers above 22.
-_NUMBERS = {"SIGKILL": SIGKILL} | {name: member.value for name, member in signals.Signals.__members__.items()}
-_HIGHEST = max(_NUMBERS.values())
+_HIGHEST = max(SIGNAL_NUMBERS.values())
 
 
 def signal_number(signal: int | str) -> int:
@@ -50,8 +49,8 @@ def signal_number(signal: int | str) -> int:
     if isinstance(signal, str):
         name = signal.upper()
         name = name if name.startswith("SIG") else f"SIG{name}"
-        if name in _NUMBERS:
-            return _NUMBERS[name]
+        if name in SIGNAL_NUMBERS:
+            return SIGNAL_NUMBERS[name]
     elif type(signal) in (int, signals.Signals) and 1 <= signal <= _HIGHEST:
         return int(signal)
     raise InvalidSpec(f"signal {shown(signal)}: must be a name as TERM, or a number from 1 to {_HIGHEST}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal as signals
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ import msgspec
 from lighterman import limits
 from lighterman.checks import HealthCheck, Readiness
 from lighterman.errors import InvalidSpec
+from lighterman.signal_names import SIGNAL_NUMBERS, signal_name
 
 __all__ = [
     "BlkioLimit",
@@ -327,7 +327,7 @@ class RestartPolicy(Value, frozen=True):
                 )
             msgspec.structs.force_setattr(self, name, tuple(codes))
         for code in (*self.force_codes, *self.prevent_codes):
-            if not _is_whole(code) and not (isinstance(code, str) and code in signals.Signals.__members__):
+            if not _is_whole(code) and not (isinstance(code, str) and code in SIGNAL_NUMBERS):
                 raise InvalidSpec(
                     f"restart policy: {code!r:.80} is no signal and no exit code: use a name as 'SIGTERM', or a number"
                 )
@@ -515,7 +515,7 @@ class ExitRecord(Value, frozen=True):
         if self.code is not None:
             text = f"exit code {self.code}"
         elif self.signal is not None:
-            text = f"killed by {_signal_name(self.signal)}"
+            text = f"killed by {signal_name(self.signal)}"
         elif self.not_started is not None:
             text = f"not started ({self.not_started})"
         else:
@@ -603,10 +603,3 @@ class ProcessSummary(Value, frozen=True):
     system_s: float = 0.0
     resident_bytes: int = 0
     started_at: float | None = None
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

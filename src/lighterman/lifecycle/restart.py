@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal as signals
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from lighterman import limits
 from lighterman.errors import InvalidSpec, InvalidState
+from lighterman.signal_names import SIGNAL_NUMBERS
 from lighterman.spec import RestartPolicy
 
 __all__ = [
@@ -102,7 +102,7 @@ def _named(codes: Sequence[int | str], end: RunEnd) -> int | str | None:
 
 def _is_signal(code: int | str, signal: int | None) -> bool:
     # By number: some signals have two names.
-    return isinstance(code, str) and signal is not None and signals.Signals.__members__.get(code) == signal
+    return isinstance(code, str) and signal is not None and SIGNAL_NUMBERS.get(code) == signal
 
 
 def should_start_at_boot(policy: RestartPolicy, *, manually_stopped: bool, last_end: RunEnd) -> bool:
