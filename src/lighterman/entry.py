@@ -7,7 +7,7 @@ import shutil
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,13 +257,17 @@ class Entry:
         if not life.is_probe:
             self.execs_unsaved[life.name] = None
 
-    def lose_execs(self, why: str) -> None:
-        """Execs that were told to have started end unknown: the next commit tells so, before anything else [L25]."""
+    def lose_execs(self, why: str, found: Callable[[ExecRecord], ExitRecord | None] = lambda record: None) -> None:
+        """Execs that were told to have started end unknown: the next commit tells so, before anything else [L25].
+
+        Args: found: how one ended, where that is known all the same.
+        """
         for life in self.execs.values():
             record = life.record
             if life.ended.is_set() or life.is_probe or record.started_at is None:
                 continue
-            exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
+            exit = found(record) or ExitRecord(unknown=why)
+            exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
             lost = msgspec.structs.replace(record, exit=exit, due=None, is_kept=life.is_kept)
             self.exec_changed(lost)
             self.untold.append(self.exec_event(State.EXIT_PROCESS, lost))

@@ -54,6 +54,7 @@ from lighterman.runtimes.oci.orphans import look_for_orphans
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
+from lighterman.runtimes.oci.recorded import RecordedEnd, forget_recorded, recorded_ends
 from lighterman.runtimes.oci.runtime import OciRuntime
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
@@ -340,6 +341,14 @@ class LinuxHost:
             if not in_flight or is_late:
                 return jobs
             await asyncio.sleep(0.01)
+
+    def recorded_ends(self) -> dict[str, list[RecordedEnd]]:
+        """What keepers of an earlier life of the host have written down and no engine has taken. Blocking."""
+        return recorded_ends(f"{self._root.state}/exits")
+
+    def forget_recorded(self, *, told: bool) -> None:
+        """See `recorded.forget_recorded`. Blocking."""
+        forget_recorded(f"{self._root.state}/exits", told=told)
 
     async def end_jobs(self, jobs: Sequence[HeldJob], *, remains: bool = True) -> None:
         """Kill what runs of them, acknowledge them, and take away what their runs have left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +15,7 @@ from lighterman.errors import KeeperLost, LightermanError, StoreError
 from lighterman.journal import Event
 from lighterman.lifecycle.status import Status
 from lighterman.record import Record
-from lighterman.settling import HOST_RESTARTED, Settling, drop_output
+from lighterman.settling import HOST_RESTARTED, Settling, drop_output, exit_from
 from lighterman.spec import ExitRecord
 from lighterman.store.base import Loaded, Store
 from lighterman.threads import in_thread
@@ -23,6 +23,7 @@ from lighterman.threads import in_thread
 if TYPE_CHECKING:
     from lighterman.engine import Engine
     from lighterman.linux_host import HeldJob, LinuxHost
+    from lighterman.runtimes.oci.recorded import RecordedEnd
 
 __all__ = ["ENDS_WITH_ENGINE", "decoded", "readable", "remember_stones", "take_up"]
 
@@ -53,6 +54,8 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     # Asked for all together: a turn of a thread for each costs more than the answers.
     coming.frozen = await in_thread(host.frozen, [record.id for record in records if record.id in jobs or record.pid])
     coming.left = set(loaded.ids) - {record.id for record in records}
+    if coming.rebooted:
+        coming.recorded = await in_thread(host.recorded_ends)
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def in_turn(record: Record, held: list[HeldJob]) -> None:
@@ -79,6 +82,7 @@ async def take_up(engine: Engine, host: LinuxHost, books: Books, store: Store) -
     await engine.execs.remove_unknown(books)
     if coming.rebooted:
         await coming.settling.keep_boot(store, boot_id)
+    engine.inside.tasks.watch(coming.forget_recorded(), "let go of ends that are written down")
     # Only now: what is being started would be taken for something left.
     place = {record.id: number for number, record in enumerate(records)}
     coming.due.sort(key=lambda entry: place[entry.record.id])
@@ -117,6 +121,7 @@ class _ComingBack:
     Attributes:
         rebooted: whether the rows are of an earlier life of the host. frozen: which containers are paused.
         left: which can't be taken up. due: which are to be started.
+        recorded: after a reboot, the ends by container that its keepers knew and no engine.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class _ComingBack:
         self.frozen: set[str] = set()
         self.left: set[str] = set()
         self.due: list[Entry] = []
+        self.recorded: dict[str, list[RecordedEnd]] = {}
         self._engine = engine
         self._host = host
         self._books = books
@@ -167,7 +173,7 @@ class _ComingBack:
         entry.feed_sinks()
         await self._settle_saving(entry)
         if rebooted:
-            if await self.settling.after_reboot(entry, may_start=goes_on):
+            if await self.settling.after_reboot(entry, may_start=goes_on, ends=self.recorded.get(record.id, ())):
                 self.due.append(entry)
         elif _is_half_started(record) or record.status in (Status.CREATED, Status.EXITED):
             await self._host.end_jobs(jobs)
@@ -207,6 +213,12 @@ class _ComingBack:
         await self.settling.written()
         await self._host.end_jobs(stale, remains=False)
 
+    async def forget_recorded(self) -> None:
+        """Take away what dead keepers have left, once it is in the store."""
+        await self.settling.written()
+        # Who is left as it is may be of another version, which still needs it.
+        await in_thread(partial(self._host.forget_recorded, told=self.rebooted and not self.left))
+
     async def end_unknown(self, id: str, jobs: list[HeldJob]) -> None:
         """What runs of a container that is in no book. Raises: KeeperLost."""
         try:
@@ -225,14 +237,7 @@ class _ComingBack:
         record, pid = entry.record, entry.record.pid
         if held is not None and held.job.exit is not None:
             end, pid = held.job.exit, held.job.pid or 0
-            code = os.waitstatus_to_exitcode(end.status)
-            exit = ExitRecord(
-                code=code if code >= 0 else None,
-                signal=-code if code < 0 else None,
-                finished_at=end.wall,
-                duration_s=max(0.0, end.mono - held.meta.started_mono),
-                reason=record.end_reason,
-            )
+            exit = exit_from(end, end.mono - held.meta.started_mono, record.end_reason)
         else:
             exit = ExitRecord(unknown=_KEEPER_LOST)
         entry.lose_execs(_KEEPER_LOST)

@@ -7,9 +7,9 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,13 +21,17 @@ from lighterman.flag import Flag
 from lighterman.journal import Event
 from lighterman.lifecycle.restart import RunEnd, should_start_at_boot
 from lighterman.lifecycle.status import Status
-from lighterman.record import Record
+from lighterman.record import ExecRecord, Record
 from lighterman.spec import ExitRecord
 from lighterman.store.base import Store
 from lighterman.supervisor.tasks import OwnedTasks
 from lighterman.threads import in_thread
 
-__all__ = ["HOST_RESTARTED", "Settling", "drop_output", "is_due_at_boot"]
+if TYPE_CHECKING:
+    from lighterman.keeper.client import JobExit
+    from lighterman.runtimes.oci.recorded import RecordedEnd
+
+__all__ = ["HOST_RESTARTED", "Settling", "drop_output", "exit_from", "is_due_at_boot"]
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +64,15 @@ class Settling:
                 record.status = Status.EXITED
             await self.save(entry)
 
-    async def lost(self, entry: Entry, why: str, *, may_start: bool) -> bool:
-        """It ran, and how it ended nobody can know. Returns: whether its policy starts it again at once.
+    async def lost(self, entry: Entry, why: str, *, may_start: bool, ends: Sequence[RecordedEnd] = ()) -> bool:
+        """It ran, and nobody can tell any more how it ended. Returns: whether its policy starts it again at once.
 
-        Args: may_start: False for one that is going to be removed.
+        Args: may_start: False for one that is going to be removed. ends: what its keeper had written down before.
         """
         record = entry.record
-        entry.lose_execs(why)
-        record.exit = ExitRecord(unknown=why, started_at=record.started_at, generation=record.generation)
+        entry.lose_execs(why, lambda exec: _found(ends, exec))
+        exit = _found(ends, record) or ExitRecord(unknown=why)
+        record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
         _forget_clocks(entry)
         record.pid, record.starting, entry.restarts = 0, 0, b""
         # A run of which nobody was told: the next one bears its number.
@@ -83,14 +88,14 @@ class Settling:
             entry.ended.set()
         return due
 
-    async def after_reboot(self, entry: Entry, *, may_start: bool) -> bool:
+    async def after_reboot(self, entry: Entry, *, may_start: bool, ends: Sequence[RecordedEnd] = ()) -> bool:
         """Settle a container of an earlier life of the host. Returns: whether its policy starts it in this one.
 
-        Again is nothing: an engine may be killed in the middle of this. Args: may_start: as for `lost`.
+        Again is nothing: an engine may be killed in the middle of this. Args: as for `lost`.
         """
         record = entry.record
         if record.status in (Status.RUNNING, Status.PAUSED):
-            return await self.lost(entry, HOST_RESTARTED, may_start=may_start)
+            return await self.lost(entry, HOST_RESTARTED, may_start=may_start, ends=ends)
         before, had_restarts = record.starting, bool(entry.restarts)
         _forget_clocks(entry)
         record.starting, entry.restarts = 0, b""
@@ -184,6 +189,34 @@ class Settling:
         # One that has failed stays, for `written` to say so.
         if not writing.cancelled() and writing.exception() is None:
             self._behind.discard(writing)
+
+
+def exit_from(end: JobExit, duration_s: float, reason: str | None) -> ExitRecord:
+    """What a keeper tells of an end, as a record of it. Args: reason: who had asked for it."""
+    code = os.waitstatus_to_exitcode(end.status)
+    return ExitRecord(
+        code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        finished_at=end.wall,
+        duration_s=max(0.0, duration_s),
+        reason="lease" if end.lease_ended else reason,
+    )
+
+
+def _found(ends: Sequence[RecordedEnd], record: Record | ExecRecord) -> ExitRecord | None:
+    """Its own among the ends of its container."""
+    began = record.started_at
+    if began is None:
+        return None
+    for process, exit in ends:
+        if isinstance(record, ExecRecord):
+            is_it = (process.pid, process.start_time) == (record.pid, record.start_time)
+        else:
+            # Numbers are used again, in another life of the host. Who ends at once may do so before its start is told.
+            is_it = process.pid == record.pid and exit.wall > began - 1.0
+        if is_it:
+            return exit_from(exit, exit.wall - began, record.end_reason if isinstance(record, Record) else None)
+    return None
 
 
 async def drop_output(entry: Entry, generation: int) -> None:

@@ -22,6 +22,7 @@ from lighterman.errors import (
     NotFound,
     RuntimeFailed,
 )
+from lighterman.keeper.calls import now_ticks
 from lighterman.keeper.client import Job, KeeperClient, MountPlan
 from lighterman.keeper.slots import read_exit_slots
 from support import eventually
@@ -519,6 +520,9 @@ async def test_the_pid_of_a_process_that_is_not_of_its_making_is_not_believed(ke
     argv = ("/bin/sh", "-c", f"sleep 1000 & echo $! > {orphan}.new; mv {orphan}.new {orphan}")
     await keepers.spawn(keeper, keepers.command("before", argv))
     older = await keepers.spawn(keeper, keepers.job("older", "exec sleep 1000"))
+    # Start times count hundredths of a second: what is as old as the call may be of its making.
+    begun = now_ticks()
+    await eventually(lambda: now_ticks() > begun)
     before = (await keeper.stats()).descriptors
     wrong = {
         "ours": os.getpid(),

@@ -18,7 +18,7 @@ from test_keeper_takeover import finish, written
 
 from builds import Builds
 from lighterman.errors import InvalidState, NotFound, NotSupported, RuntimeFailed
-from lighterman.keeper import boot, launch, wire
+from lighterman.keeper import boot, launch, slots, wire
 from lighterman.keeper.client import KeeperClient, SegmentPlan
 from support import eventually
 
@@ -90,6 +90,8 @@ async def test_it_keeps_its_lock_and_leaves_when_idle(keepers: Keepers, builds: 
     builds.use()
     newer = await keepers.connect(idle_s=0.3)
     assert newer.pid == keeper.pid
+    (exits,) = (keepers.directory() / "exits").iterdir()
+    assert not slots.is_free_to_remove(str(exits))
     path = str(keepers.directory())
     assert await launch._start(path, path, 1.0, asyncio.get_running_loop().time() + 20) == boot.LOCKED
     await newer.close()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from real_support import logged
+from real_support import logged, written
 from reboot_support import change_record, die_in, reboot, rows
 
 from lighterman import Container, Engine, Event, RestartPolicy, StoreError, limits
 from lighterman.lifecycle.status import Status
 from lighterman.runtimes.base import CreateOption
+from lighterman.runtimes.oci.recorded import recorded_ends
 from lighterman.spec import Spec
 from lighterman.store.base import Change
 from lighterman.store.sqlite import SqliteStore
@@ -71,6 +74,41 @@ async def test_what_ran_has_ended_unknown_and_what_had_ended_is_as_it_was(root: 
     async with Engine(root=root) as engine:
         assert (await engine.get("ran")).status is Status.RUNNING
         assert told((await events_of(engine))[before:]) == [("start", 2), ("restore", 2)]
+
+
+async def test_P01_end_that_only_the_keeper_knew_is_told_after_the_reboot(root: Path) -> None:
+    argv = ["sh", "-c", "trap 'exit 7' TERM; trap 'exit 0' USR1; echo up; while :; do sleep 0.1; done"]
+    async with Engine(root=root) as engine:
+        failed = await service(engine, "failed", argv=argv)
+        succeeded = await service(engine, "succeeded", "on-failure", argv)
+        ran = await service(engine, "ran")
+        process = await ran.start_exec(argv)
+        for box in (failed, succeeded):
+            await written(box, b"up")
+        assert await process.stdout.readline() == b"up\n"
+        pids = failed.pid, succeeded.pid, process.pid
+    for pid, number in zip(pids, (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), strict=True):
+        os.kill(pid, number)
+    exits = root / "exits"
+    await eventually(lambda: sum(map(len, recorded_ends(str(exits)).values())) == 3)
+    files = set(os.listdir(exits))
+    await reboot(root)
+    async with Engine(root=root) as engine:
+        exit = await (await engine.get("failed")).wait()
+        assert (exit.code, exit.unknown, exit.generation, exit.reason) == (7, None, 1, None)
+        times = exit.started_at, exit.finished_at, exit.duration_s
+        assert all(times), times
+        box = await engine.get("succeeded")
+        assert (box.status, (await box.wait()).code) == (Status.EXITED, 0)
+        box = await engine.get("ran")
+        assert (await box.wait()).unknown == "host restarted"
+        assert (await (await box.get_exec(process.id)).wait()).code == 7
+        # Of the exec first [L25].
+        ends = [(event.process, event.exit) for event in await events_of(engine, "ran") if event.exit is not None]
+        assert [(name, end.code) for name, end in ends] == [(process.id, 7), ("init", None)]
+        # In the store now, and so no file of a dead keeper is needed.
+        await eventually(lambda: not files & set(os.listdir(exits)))
+        assert os.listdir(exits), "the keeper that lives needs its own"
 
 
 async def test_containers_of_owners_who_are_dead_are_removed(root: Path) -> None:

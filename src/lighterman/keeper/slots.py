@@ -7,7 +7,7 @@ One slot of SLOT_BYTES, little-endian, zeros when free:
 
 Bit 0 of the flags says that its lease had ended. The checksum covers what follows it; the times are nanoseconds, the
 start time is field 22 of /proc/PID/stat. A slot is written by one pwrite without fsync: it survives the death of the
-keeper, not of the host, where every process died.
+keeper, and of the host only if that wrote it back in time. The keeper has a lock on its file as long as it lives.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ class SlotFile:
         self.fd = fd
         self.slots = slots
         self._free = [slot for slot in range(slots - 1, -1, -1) if slot not in used]
+        # Goes with the process, and stays over an exec; that of a keeper of an earlier build is taken there.
+        os.lockf(fd, os.F_LOCK, 0)
 
     @classmethod
     def make(cls, path: str) -> SlotFile:
         """A new one. Raises: OSError."""
-        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return cls(path, fd)
 
     def reserve(self) -> int:
         """A slot whose room on the disk is certain. Raises: OSError (ENOSPC, EDQUOT) if there is none."""
@@ -93,6 +96,19 @@ class SlotFile:
             except FileNotFoundError:
                 # A private root goes as a whole.
                 return
+
+
+def is_free_to_remove(path: str) -> bool:
+    """Whether the keeper of a slot file is dead. Never of one's own: to close it gives the lock up. Raises: OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.lockf(fd, os.F_TEST, 0)
+    except PermissionError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
 
 
 def encode_slot(record: ExitSlot) -> bytes:
