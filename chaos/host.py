@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from lighterman.roots import StateRoot
@@ -118,6 +119,15 @@ class Host:
                 if len(numbers) > 1 and numbers[-1] == "1" and b"--root" not in command(pid):
                     return pid
         return None
+
+    def forget_boot(self) -> bool:
+        """Let the store be of another life of the host; False where its disk is full. No engine is there. Blocking."""
+        try:
+            with closing(sqlite3.connect(self.root / "state.db")) as store, store:
+                store.execute("UPDATE facts SET value = 'another boot' WHERE name = 'boot_id'")
+        except sqlite3.Error:
+            return False
+        return True
 
     def left(self, ids: Iterable[str]) -> list[str]:
         """What there still is of this root, whose containers were all removed and whose engine was closed."""

@@ -58,7 +58,7 @@ def _check_order(events: Sequence[Event], ledger: Ledger) -> None:
         # A new engine has a new beginning, and so has a start after an end, if only one that failed.
         if kind == "restore" and checker.phase not in (Phase.NEW, Phase.RESTARTING):
             if checker.phase is Phase.ENDED:
-                ledger.violation(f"{name}: restore after exit")
+                ledger.violation(f"{name}: restore after exit in: {' '.join(map(_shown, events))}")
             checker, count = OrderChecker(event["container"]), 0
         elif checker.phase is Phase.ENDED and (kind == "start" or "not_started" in (event.get("exit") or {})):
             checker, count = OrderChecker(event["container"]), 0

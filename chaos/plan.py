@@ -14,6 +14,7 @@ FAULTS = {
     "kill engine": 14,
     "kill keeper": 7,
     "kill both": 3,
+    "reboot": 3,
     "kill runtime": 18,
     "kill init": 22,
     "stop reader": 7,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.builds import Builds
-from chaos.host import Host, fill, signal_checked
+from chaos.host import Host, descendants, fill, signal_checked
 from chaos.judge import check_box, check_events, check_follower
 from chaos.ledger import Box, Ledger
 from chaos.life import READY_S, Answer, Died, Life
@@ -50,6 +50,7 @@ class Round:
         self._life: Life | None = None
         self._lives = 0
         self._beginning: asyncio.Task[None] | None = None
+        self._host_is_up = asyncio.Lock()  # held by who begins an engine there, or takes it down
         self._slots: dict[int, Box] = {}
         self._names: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,8 +114,9 @@ class Round:
             began = time.monotonic()
             path = f"{self.work}/bin:{os.environ['PATH']}"
             log, build = self.work / "engine.log", self._builds.current
-            life = await Life.begin(self.root, self.plan.runtime, log, path, build)
-            self._life = life
+            async with self._host_is_up:
+                life = await Life.begin(self.root, self.plan.runtime, log, path, build)
+                self._life = life
             try:
                 answer = await asyncio.wait_for(asyncio.shield(life.ready), READY_S)
             except Died:
@@ -417,6 +419,28 @@ class Round:
         self._begin_later(step.dice[0] * 0.5)
         return bool(keepers)
 
+    async def _fault_reboot(self, step: Step) -> bool:
+        """As it looks afterwards: nothing runs, RUN is gone, the boot id is another one."""
+        life = self._life
+        if life is None or life.ended:
+            return False
+        self._disturbed_until = max(self._disturbed_until, time.monotonic() + 5)
+        async with self._host_is_up:
+            self.ledger.keeper_ended()
+            await self._kill_engine()
+            # What ends in between only the keeper knows.
+            await asyncio.sleep(step.dice[1] * 0.3)
+            for box in self.ledger.boxes.values():
+                box.may_be_killed = True
+                box.stopped = None  # `always` starts again what was stopped [L32]
+            await asyncio.to_thread(self._end_all)
+            await asyncio.to_thread(shutil.rmtree, self.host.run, ignore_errors=True)
+            is_told = await asyncio.to_thread(self.host.forget_boot)
+            self.ledger.keeper_ended()
+            self.ledger.engine_ended()
+        self._begin_later(step.dice[0] * 0.5)
+        return is_told
+
     async def _fault_kill_runtime(self, step: Step) -> bool:
         until = time.monotonic() + 0.4
         while time.monotonic() < until:
@@ -692,15 +716,20 @@ class Round:
                 await reader.wait()
         await asyncio.to_thread(self._sweep)
 
-    def _sweep(self) -> None:
+    def _end_all(self) -> None:
+        """Every process of the root, and the cgroups. Blocking."""
         with suppress(FileNotFoundError):
             self._ids.update(os.listdir(self.root / "containers"))
         with suppress(FileNotFoundError):
             self._ids.update(os.listdir(self.host.run / "bundles"))
+        calls: set[int] = set()
         for _ in range(50):
             for pid in self.host.keepers():
+                # Known before they are nobody's.
+                calls.update(descendants(pid))
                 signal_checked(pid, signal.SIGKILL)
-            pids = self.host.processes(self._ids)
+            calls = {pid for pid in calls if signal_checked(pid, signal.SIGKILL)}
+            pids = [*self.host.processes(self._ids), *calls]
             for pid in pids:
                 signal_checked(pid, signal.SIGKILL)
             if not pids and not self.host.keepers():
@@ -711,6 +740,9 @@ class Round:
             for path, _, _ in os.walk(group, topdown=False):
                 with suppress(OSError):
                     os.rmdir(path)
+
+    def _sweep(self) -> None:
+        self._end_all()
         if self._keep and self.ledger.problems:
             if self.plan.small_disk:
                 # Its mount goes with this program.

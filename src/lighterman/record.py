@@ -79,6 +79,12 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     startup_over: bool = False
     remedy: Literal["restart", "stop", "kill"] | None = None
 
+    def begin_run(self, started_at: float | None) -> None:
+        """What was found of the run before is not of this one."""
+        self.started_at, self.exit, self.starting, self.at_boot = started_at, None, 0, False
+        self.health, self.ready, self.startup_over, self.remedy = None, False, False, None
+        self.oom_kills, self.oom_told_at = 0, None
+
 
 class ExecRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One exec process of a container.

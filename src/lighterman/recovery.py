@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -254,6 +255,17 @@ class _ComingBack:
         )
         await self.settling.tell(entry, told)
 
+    async def _tell_start(self, entry: Entry, held: HeldJob) -> None:
+        """A run that its policy began, and whose engine was killed before it could tell."""
+        record = entry.record
+        was_told_to_restart = not record.at_boot
+        record.begin_run(time.time() - (time.monotonic() - held.meta.started_mono))
+        if was_told_to_restart:
+            return  # that this one is found is what follows
+        record.status, record.generation, record.pid = Status.RUNNING, held.meta.generation, held.job.pid or 0
+        told = Event(kind="start", container=record.id, name=record.name, generation=record.generation, pid=record.pid)
+        await self.settling.tell(entry, told)
+
     async def _take_up_running(self, entry: Entry, jobs: list[HeldJob]) -> None:
         record, engine, host = entry.record, self._engine, self._host
         # One without a process is a runtime call that failed while no engine was there.
@@ -281,6 +293,9 @@ class _ComingBack:
             else:
                 self.due.append(entry)
             return
+        if goes_on:
+            assert newest is not None
+            await self._tell_start(entry, newest)
         runtime = await host.runtime_of_before(record.runtime)
         entry.client = engine.runs.client(runtime.name)
         generation = newest.meta.generation if newest is not None else record.generation

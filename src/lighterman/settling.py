@@ -71,7 +71,8 @@ class Settling:
         """
         record = entry.record
         entry.lose_execs(why, lambda exec: _found(ends, exec))
-        exit = _found(ends, record) or ExitRecord(unknown=why)
+        found = _found(ends, record)
+        pid, exit = (record.pid, found) if found is not None else (0, ExitRecord(unknown=why))
         record.exit = msgspec.structs.replace(exit, started_at=record.started_at, generation=record.generation)
         _forget_clocks(entry)
         record.pid, record.starting, entry.restarts = 0, 0, b""
@@ -81,10 +82,10 @@ class Settling:
         if due:
             # In one transaction with its end: whoever dies from here on, the next engine starts it.
             record.status, record.manually_stopped = Status.RESTARTING, False
-            await self.tell(entry, _end_of("restart", record, why))
+            await self.tell(entry, _end_of("restart", record, why, pid))
         else:
             record.status = Status.EXITED
-            await self.tell(entry, _end_of("exit", record, None))
+            await self.tell(entry, _end_of("exit", record, None, pid))
             entry.ended.set()
         return due
 
@@ -252,12 +253,13 @@ def _forget_clocks(entry: Entry) -> None:
     record.until = record.restart_at = record.kill_at = record.end_reason = record.remedy = None
 
 
-def _end_of(kind: str, record: Record, reason: str | None) -> Event:
+def _end_of(kind: str, record: Record, reason: str | None, pid: int = 0) -> Event:
     return Event(
         kind=kind,
         container=record.id,
         name=record.name,
         generation=record.generation,
+        pid=pid,
         exit=record.exit,
         reason=reason,
     )

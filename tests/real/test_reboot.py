@@ -342,6 +342,37 @@ async def test_P01_first_engine_is_killed_the_next_one_starts_who_is_due(root: P
                 assert events[2].exit.unknown == "host restarted"
 
 
+async def test_P12_start_at_boot_that_no_engine_could_tell_is_told_by_the_next(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        for name in ("ran", "ended"):
+            await service(engine, name, "always")
+        await (await engine.get("ended")).stop(grace_s=0)
+    await reboot(root)
+    program = """
+real, begun = Books.tell_fact, set()
+async def tell_fact(self, entry, event):
+    if event.kind != "start":
+        return await real(self, entry, event)
+    begun.add(entry.record.name)
+    if begun == {"ran", "ended"}:
+        die()
+    entry.start_over.set()  # the next one may begin
+    await asyncio.sleep(1000)
+Books.tell_fact = tell_fact
+"""
+    await die_in(root, program)
+    async with Engine(root=root) as engine:
+        for name, kinds in (("ran", ["restart", "restore"]), ("ended", ["exit", "start", "restore"])):
+            box = await engine.get(name)
+            await comes_to(box, Status.RUNNING)
+            events = await events_of(engine, name)
+            first = kinds[:1]
+            assert told(events) == [("create", 0), ("start", 1), *((kind, 1) for kind in first)] + [
+                (kind, 2) for kind in kinds[1:]
+            ]
+            assert {event.pid for event in events if event.generation == 2} == {box.pid}
+
+
 async def test_P08_output_of_a_run_that_nobody_was_told_of_is_not_in_the_next_one(root: Path) -> None:
     script = ["sh", "-c", "echo hi; [ -e /again ] && exec sleep 1000; touch /again; exit 3"]
     slow = RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)

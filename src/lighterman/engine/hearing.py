@@ -80,11 +80,10 @@ class Hearing:
         record.generation, record.pid = info.generation, info.pid
         due_s = info.restart_delay_s
         record.restart_at = self._inside.clock.mono() + due_s if due_s is not None else None
-        if info.state in (State.START, State.RESTORE):
+        if info.state is State.START:
+            record.begin_run(info.started_at)
+        elif info.state is State.RESTORE:
             record.started_at, record.exit, record.starting, record.at_boot = info.started_at, None, 0, False
-            if info.state is State.START:
-                record.health, record.ready, record.oom_kills = None, False, 0
-                record.startup_over, record.remedy, record.oom_told_at = False, None, None
         elif info.state is State.OOM:
             record.oom_kills, record.oom_told_at = info.oom_kills or 0, self._inside.clock.mono()
         elif info.state in (State.EXIT, State.RESTART):
