@@ -30,6 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("books", "capture"),
     ("entry",),
     ("asking", "lease", "stdin", "linux_host", "windows_host", "journal", "notify"),
+    ("linux_jobs",),
     ("host",),
     ("supervisor",),
     ("lifecycle",),

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ from lighterman.errors import (
 )
 from lighterman.images.image import Image
 from lighterman.images.store import ImageStore, directory_image
-from lighterman.keeper.cgroup import is_a_container
 from lighterman.keeper.client import JobState, KeeperClient
-from lighterman.roots import StateRoot, abandoned, default_run, default_state
+from lighterman.linux_jobs import end_job, end_orphans, sweep
+from lighterman.roots import StateRoot, default_run, default_state
 from lighterman.runtimes.base import CreateOption, RuntimeVersion
 from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.binary import sealed_copy
@@ -50,7 +50,6 @@ from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.copying import is_copy, remove
 from lighterman.runtimes.oci.document import EtcFiles, HostFacts, build_spec, exec_process, hostname_of, touches_files
 from lighterman.runtimes.oci.exec_cgroups import can_exec_into
-from lighterman.runtimes.oci.orphans import look_for_orphans
 from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
@@ -80,7 +79,6 @@ __all__ = ["OWNER", "HeldJob", "LinuxHost", "open_host"]
 log = logging.getLogger(__name__)
 
 _LAST_EXITS_S = 1.0  # for the exits of what has been killed, to be seen by the keeper
-_SWEEP_S = 1.0  # for what killed engines left: what does not end by then is their keepers', and delays no start
 _KEEPERS_TRIED = 2  # at the opening, before the last one
 OWNER = "owner"  # the keeper's name for the lease of this process
 
@@ -100,7 +98,7 @@ async def open_host(root: StateRoot, wanted: str | None) -> LinuxHost:
     probed = await in_thread(probe_all, f"{root.cache}/cache/runtimes.json")
     chosen, reason = pick(probed, wanted)
     facts = await in_thread(HostFacts.detect)
-    await _sweep()
+    await sweep()
     for is_last in (*(False,) * _KEEPERS_TRIED, True):
         keeper = await KeeperClient.start_or_connect(root.run, root.state)
         try:
@@ -261,7 +259,7 @@ class LinuxHost:
             try:
                 keeper = await to_its_end(starting)
                 known = {pid for runtime in self._runtimes.values() for pid in runtime.pids()}
-                orphaned = await _end_orphans(self._root, keeper, known)
+                orphaned = await end_orphans(self._root, keeper, known)
                 for probed in self._probed:
                     if probed.name in self._runtimes and probed.refusal is None:
                         await self._register(keeper, probed)
@@ -313,7 +311,7 @@ class LinuxHost:
         # Not before: a call of CRIU's that outlived its engine takes them away at any moment.
         await in_thread(_recover_options, self._cgroups)
         known |= {job.pid for job in jobs if job.pid is not None}
-        self._orphaned = await _end_orphans(self._root, self.keeper, known, settled=True)
+        self._orphaned = await end_orphans(self._root, self.keeper, known, settled=True)
         for job in jobs:
             meta = decode_meta(job.meta)
             if meta is None:
@@ -620,68 +618,3 @@ def _listed(directory: str) -> set[str]:
         return set(os.listdir(directory))
     except FileNotFoundError:
         return set()
-
-
-async def _end_orphans(
-    root: StateRoot, keeper: KeeperClient, known: Collection[int], *, settled: bool = False
-) -> set[str]:
-    """Returns: the containers that they were for."""
-    if not await in_thread(os.path.exists, f"{root.run}/runtime"):
-        return set()
-    ended = await look_for_orphans(f"{root.run}/runtime", keeper.pid, settled=settled, known=known)
-    if ended:
-        log.warning("ended %d runtime calls that nobody waits for any more", len(ended))
-    return ended
-
-
-async def _sweep() -> None:
-    """End and remove what private engines left that were killed."""
-    for root in await in_thread(abandoned):
-        try:
-            if await in_thread(os.path.exists, f"{root.run}/keeper.sock"):
-                await _end_jobs(root)
-            await in_thread(root.remove)
-            log.info("removed what a killed engine left in %s", root.state)
-        except LightermanError as failed:
-            log.warning("what a killed engine left in %s can't be removed: %s", root.state, failed)
-        finally:
-            root.release()
-
-
-async def _end_jobs(root: StateRoot) -> None:
-    keeper = await KeeperClient.start_or_connect(root.run, root.state)
-    try:
-        cgroups = cgroup_host()
-        try:
-            async with asyncio.timeout(_SWEEP_S):
-                for job in await keeper.list_jobs():
-                    await end_job(keeper, job, cgroups)
-        except TimeoutError as late:
-            raise OperationTimeout("what runs there does not end yet: its keeper goes on with that") from late
-        await keeper.shutdown(force=True)
-    finally:
-        await keeper.close()
-
-
-async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> None:
-    """Kill all of it, wait for its end, acknowledge that, and remove its cgroup if that is empty then.
-
-    Raises: LimitExceeded if it does not end; then the keeper has it still. KeeperLost.
-    """
-    path = str(job.recipe.get("cgroup", ""))
-    cgroup = Cgroup(path, cgroups) if is_a_container(path) else None
-    if cgroup is not None and job.exit is None:
-        await in_thread(cgroup.kill)
-    if job.exit is None and job.pid is not None:
-        try:
-            async with asyncio.timeout(limits.KILL_WAIT_S):
-                await keeper.wait_exit(job.job)
-        except TimeoutError as late:
-            raise LimitExceeded(
-                f"job {job.job} is unkillable: pid {job.pid} has not ended {limits.KILL_WAIT_S:g} s after SIGKILL",
-                limit="KILL_WAIT_S",
-                operation="terminate",
-            ) from late
-    await keeper.acknowledge(job.job)
-    if cgroup is not None:
-        await in_thread(cgroup.remove)
