@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -129,7 +130,9 @@ async def test_engine_killed_over_it_leaves_the_container_as_it_was(stand_in: St
         with pytest.raises(NotFound, match="no checkpoint"):
             await engine.create(checkpoint="box/one")
         # It goes on, and so does its policy.
-        assert (await box.exec(["sh", "-c", "echo > /end"])).exit.ok
+        # What it answers is not asked: its end by itself and its container's are a race.
+        with contextlib.suppress(AlreadyStopped):
+            await box.start_exec(["sh", "-c", "echo > /end"])
 
         async def restarted() -> bool:
             return box.generation > 1
@@ -347,7 +350,8 @@ async def test_engine_killed_while_criu_is_at_work(root: Path, what: str) -> Non
         assert list(await box.checkpoints()) == []
         assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
         await box.checkpoint("two", leave_running=True)
-        await box.start_exec(["sh", "-c", "echo > /end"])
+        with contextlib.suppress(AlreadyStopped):  # as above
+            await box.start_exec(["sh", "-c", "echo > /end"])
 
         async def restarted() -> bool:
             return box.generation > 1

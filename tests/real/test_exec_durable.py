@@ -21,7 +21,7 @@ from lighterman.keeper.client import KeeperClient
 from lighterman.lifecycle.events import State
 from lighterman.record import ExecRecord, Record, decode_exec
 from lighterman.store.outside import look_into
-from support import eventually
+from support import PATIENCE, eventually
 
 pytestmark = pytest.mark.real
 
@@ -517,13 +517,13 @@ async def test_P04_host_restarted_its_end_is_told_first(root: Path) -> None:
 @pytest.mark.parametrize("by", ["timeout", "kill"])
 async def test_P04_ends_in_a_paused_container_which_stays_paused(box: Container, by: str) -> None:
     script = "trap 'echo woken' TERM; sleep 1000 & echo begun; wait; echo woken"
-    process = await box.start_exec(["sh", "-c", script], timeout_s=5 if by == "timeout" else None)
+    process = await box.start_exec(["sh", "-c", script], timeout_s=3 * PATIENCE if by == "timeout" else None)
     # By then the child is there too.
     assert await process.stdout.readline() == b"begun\n"
     await box.pause()
     if by == "kill":
         await process.kill()
-    exit = await asyncio.wait_for(process.wait(), 60)
+    exit = await asyncio.wait_for(process.wait(), 60 * PATIENCE)
     assert (exit.signal, exit.reason) == (9, "timeout" if by == "timeout" else None)
     assert box.status == "paused"
     # Nothing of it has run on its way to its end; nor is anything of it left.
