@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,10 @@ assert "lighterman.limits" not in sys.modules
 os.environ.setdefault("LIGHTERMAN_KEEPER_IDLE_S", "2")
 
 from lighterman.threads import let_go  # noqa: E402
+
+# A shell's background jobs have it ignored, and so would the programs that are tested: no Ctrl-C would end them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BEFORE: pytest.StashKey[Snapshot] = pytest.StashKey()
 LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
