@@ -357,7 +357,7 @@ async def tell_fact(self, entry, event):
     if begun == {"ran", "ended"}:
         die()
     entry.start_over.set()  # the next one may begin
-    await asyncio.sleep(1000)
+    await asyncio.Event().wait()
 Books.tell_fact = tell_fact
 """
     await die_in(root, program)
