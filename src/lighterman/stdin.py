@@ -31,6 +31,7 @@ class StdinWriter:
         self._room = Flag()
         self._room.set()
         self._broken: LightermanError | None = None
+        self._over = Flag()  # all was written and closed, or nothing more will be
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`; follow it by `drain` where there is much. Raises: AlreadyClosed, TypeError for text."""
@@ -70,7 +71,7 @@ class StdinWriter:
         """Return when all was written and the process reads end of file. Raises: BrokenPipe if it read less."""
         if not self._eof:
             raise InvalidState("stdin is open: call write_eof first")
-        await self._stream.wait_closed()
+        await self._over.wait()
         if self._broken is not None:
             raise self._broken
 
@@ -86,10 +87,12 @@ class StdinWriter:
                     await self._stream.write(data)
                 except (BrokenPipe, AlreadyClosed) as broken:
                     # The pipe is closed by us when the process has ended: for who writes that is the same.
-                    self._broken = broken if isinstance(broken, BrokenPipe) else BrokenPipe("the process has ended")
-                    self._queue.clear()
-                    self._queued = 0
+                    self._give_up(broken if isinstance(broken, BrokenPipe) else BrokenPipe("the process has ended"))
                     break
+                except BaseException as failed:
+                    why = "the engine was closed" if isinstance(failed, asyncio.CancelledError) else f"{failed}"
+                    self._give_up(BrokenPipe(f"not all was written: {why}"))
+                    raise
                 finally:
                     self._queued = max(0, self._queued - len(data))
                     if self._queued <= _HIGH_WATER_BYTES:
@@ -99,3 +102,11 @@ class StdinWriter:
         finally:
             self._task = None
             self._room.set()
+            if self._eof:
+                self._over.set()
+
+    def _give_up(self, why: BrokenPipe) -> None:
+        """What is queued goes nowhere any more."""
+        self._broken = self._broken or why
+        self._queue.clear()
+        self._queued = 0
