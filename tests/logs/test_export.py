@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from lighterman.logs import export
 from lighterman.logs.export import PIECE_BYTES, cri_lines, docker_json, write_file
 from lighterman.logs.reader import Cursor, LogRecord, StreamName
 
@@ -77,6 +80,29 @@ async def test_write_file(tmp_path: Path) -> None:
     assert [int(each.rsplit(b" ", 1)[1]) for each in lines] == list(range(20_000))
     with pytest.raises(FileExistsError):
         await write_file(cri_lines(given()), tmp_path / "log")
+
+
+async def test_write_file_that_is_cancelled_closes_no_file_that_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    write_all = export._write_all
+
+    def wait_and_write(fd: int, data: bytes) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return write_all(fd, data)
+
+    monkeypatch.setattr(export, "_write_all", wait_and_write)
+    writing = asyncio.ensure_future(write_file(cri_lines(given(line(b"text\n"))), tmp_path / "log"))
+    await asyncio.to_thread(begun.wait, 60)
+    writing.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert (tmp_path / "log").read_bytes().endswith(b" text\n")
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

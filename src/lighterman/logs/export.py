@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from msgspec import structs
 
+from lighterman.ends import to_its_end
 from lighterman.keeper.files import OURS
 from lighterman.logs.reader import LogRecord
 from lighterman.threads import in_thread, look_at_files
@@ -107,12 +108,13 @@ async def write_file(chunks: AsyncIterator[bytes], path: str | os.PathLike[str])
     with os.fdopen(fd, "wb", buffering=0) as file:
         written = 0
         waiting = bytearray()
+        # To its end: a thread that goes on would write into whatever gets the descriptor's number next.
         async for chunk in chunks:
             waiting += chunk
             if len(waiting) >= _WRITE_BYTES:
-                written += await in_thread(_write_all, file.fileno(), bytes(waiting))
+                written += await to_its_end(in_thread(_write_all, file.fileno(), bytes(waiting)))
                 waiting.clear()
-        return written + await in_thread(_write_all, file.fileno(), bytes(waiting))
+        return written + await to_its_end(in_thread(_write_all, file.fileno(), bytes(waiting)))
 
 
 def _write_all(fd: int, data: bytes) -> int:
