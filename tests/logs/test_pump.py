@@ -356,7 +356,7 @@ async def test_broken_sink_disturbs_no_other(
     sound, sound_write = sink_with_pipe(pump, tmp_path / "sound")
 
     class Broken:
-        end, owed, overfull, keep_from, starts = 0, None, False, None, ()
+        end, owed, overfull, untold, keep_from, starts = 0, None, False, 0, None, ()
 
         def splice(self, *_: object) -> int:
             raise ZeroDivisionError("a defect")

@@ -48,24 +48,34 @@ class DropSlot:
         evicted: bytes of this run and of earlier ones that were deleted to make room.
     """
 
-    __slots__ = ("_base", "_counted", "_drains", "_fd", "_null", "_seen", "evicted", "total", "untold")
+    __slots__ = ("_counted", "_directory", "_drains", "_fd", "_null", "_seen", "_stale", "evicted", "total", "untold")
 
     def __init__(self, directory: str, end: int) -> None:
-        """Open or make it; `end` is the log's."""
+        """Open or make it; `end` is the log's. One that the disk refuses is made when something has to be counted."""
+        self._directory = directory
         self._null = -1
+        self._fd = -1
         self._drains: tuple[int, int] | None = None
-        os.makedirs(directory, 0o700, exist_ok=True)
-        self._fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | OURS, 0o600)
+        self._stale = False  # what is written there is not the latest
+        data = evicted = b""
         try:
-            self._base, self.untold, self.total, self._counted, self._seen = _decode(
-                pread(self._fd, _SLOT_BYTES, 0), end
-            )
-            if os.fstat(self._fd).st_size < _SLOT_BYTES:
+            self._fd = _open(directory)
+        except OSError:
+            if os.path.exists(f"{directory}/{_NAME}"):
+                raise
+        else:
+            try:
+                data, evicted = pread(self._fd, _SLOT_BYTES, 0), pread(self._fd, _EVICTED_BYTES, _SLOT_BYTES)
+            except BaseException:
+                self.close()
+                raise
+        self.untold, self.total, self._counted, self._seen = _decode(data, end)
+        self.evicted = _decode_evicted(evicted)
+        if len(data) < _SLOT_BYTES:
+            try:
                 self._save((0, 0), 0, end)
-            self.evicted = _decode_evicted(pread(self._fd, _EVICTED_BYTES, _SLOT_BYTES))
-        except BaseException:
-            self.close()
-            raise
+            except OSError:
+                self._stale = True
 
     def drop(self, stream: int, fd: int, count: int, end: int) -> int:
         """Take up to `count` bytes that are in a pipe out of it, the log being at `end`. Returns how many."""
@@ -106,14 +116,18 @@ class DropSlot:
         more = first.st_size - seen[0], second.st_size - seen[1]
         if same and more == (0, 0):
             return
-        before = self._counted, self._seen
         self._counted, self._seen = first.st_ino, (first.st_size, second.st_size)
-        out, err = self.untold
+        untold, total = (self.untold[0] + more[0], self.untold[1] + more[1]), self.total + sum(more)
         try:
-            self._save((out + more[0], err + more[1]), self.total + sum(more), end)
+            self._save(untold, total, end)
         except OSError:
-            self._counted, self._seen = before
-            raise
+            # They are dropped all the same; until it can be written, the drains' sizes have the number.
+            self.untold, self.total, self._stale = untold, total, True
+
+    def bring_up(self, end: int) -> None:
+        """Write down what could not be before; without it no marker may be written, which would be counted twice."""
+        if self._stale:
+            self._save(self.untold, self.total, end)
 
     def count_evicted(self, count: int) -> None:
         """So many more were deleted."""
@@ -143,11 +157,14 @@ class DropSlot:
             os.close(fd)
 
     def _save(self, untold: "tuple[int, int]", total: int, base: int) -> None:
+        if self._fd < 0:
+            self._fd = _open(self._directory)
         fields = _FIELDS.pack(base, *untold, total, self._counted, *self._seen)
         data = _MAGIC + crc32(fields).to_bytes(4, "little") + fields
         if pwrite(self._fd, data, 0) != len(data):
-            raise OSError(28, os.strerror(28))
-        self._base, self.untold, self.total = base, untold, total
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.untold, self.total = untold, total
+        self._stale = False
 
 
 def read_untold(directory: str, end: int) -> "tuple[int, int]":
@@ -157,9 +174,14 @@ def read_untold(directory: str, end: int) -> "tuple[int, int]":
     except FileNotFoundError:
         return 0, 0
     try:
-        return _decode(pread(fd, _SLOT_BYTES, 0), end)[1]
+        return _decode(pread(fd, _SLOT_BYTES, 0), end)[0]
     finally:
         os.close(fd)
+
+
+def _open(directory: str) -> int:
+    os.makedirs(directory, 0o700, exist_ok=True)
+    return os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | OURS, 0o600)
 
 
 def make_drain() -> int:
@@ -188,15 +210,15 @@ def _drain(fd: int, target: int, count: int) -> int:
     return moved
 
 
-def _decode(data: bytes, end: int) -> "tuple[int, tuple[int, int], int, int, tuple[int, int]]":
-    """(base, untold, total, drains, seen); nothing of what never was written whole."""
+def _decode(data: bytes, end: int) -> "tuple[tuple[int, int], int, int, tuple[int, int]]":
+    """(untold, total, drains, seen); nothing of what never was written whole."""
     fields = data[_HEAD_BYTES:]
     if len(data) != _SLOT_BYTES or data[:4] != _MAGIC or crc32(fields) != int.from_bytes(data[4:_HEAD_BYTES], "little"):
-        return end, (0, 0), 0, 0, (0, 0)
+        return (0, 0), 0, 0, (0, 0)
     base, out, err, total, drains, *seen = _FIELDS.unpack(fields)
     told = min(max(end - base, 0), out + err)
     told_out = min(told, out)
-    return base, (out - told_out, err - (told - told_out)), total, drains, (seen[0], seen[1])
+    return (out - told_out, err - (told - told_out)), total, drains, (seen[0], seen[1])
 
 
 def _decode_evicted(data: bytes) -> int:

@@ -138,10 +138,10 @@ class Mover:
             except BlockingIOError:
                 raise
             except OSError:
-                pipe = fd if self._through is None else self._through[0]
-                if self._writer.give_way(self._sources[fd], pipe, PIECE_BYTES):
+                dropped = self._writer.give_way(self._sources[fd], fd, PIECE_BYTES, self._through)
+                if dropped is not None:
                     self.retry_at = self.retry_at or monotonic() + _RETRY_S
-                    return False
+                    return dropped == 0
 
     def _splice(self, writer: SegmentWriter, fd: int) -> int:
         if self._through is not None:

@@ -155,7 +155,7 @@ class SegmentWriter:
         end: payload bytes of all complete frames so far; the offset of the next frame. Survives rotation and reopening.
         owed: (stream, bytes) that the last frame lacks, or None. They are the next bytes of that stream's pipe.
         keep_from: the lowest offset that a reader still needs, or None. Files from there on are not deleted.
-        policy: one of POLICIES. Under all but `block` the directory and a slot in it are made at once.
+        policy: one of POLICIES. Under all but `block` the directory and a slot in it are made at once, if they can be.
         is_needed: whether somebody who may lose nothing still reads an earlier run, or None. Its files are not deleted.
     """
 
@@ -276,17 +276,21 @@ class SegmentWriter:
                 raise
         return done
 
-    def give_way(self, stream: int, fd: int, max_bytes: int) -> int:
-        """Do what the policy says, when output of a pipe could not be written.
+    def give_way(self, stream: int, fd: int, max_bytes: int, through: "tuple[int, int] | None" = None) -> "int | None":
+        """Do what the policy says, when output could not be written.
 
-        Returns: how many bytes were dropped from the pipe; 0 if room was made, and writing is worth another try.
+        Args: through: `fd` is a terminal, and these are the ends of the pipe behind it (see `splice_through`).
+        Returns: None if room was made, and writing is worth another try; else how many bytes were dropped, 0 at the
+            end of file.
         Raises: BlockingIOError if there is nothing to drop; OSError, as the policy `block` always does.
         """
-        if self.policy == DROP_OLDEST and self._make_room():
-            return 0
         if self.policy == BLOCK_WRITER:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.drop(stream, fd, max_bytes)
+        if self.policy == DROP_OLDEST and self._could_make_room():
+            return None
+        return (
+            self.drop(stream, fd, max_bytes) if through is None else self.drop_through(stream, fd, *through, max_bytes)
+        )
 
     def drop(self, stream: int, fd: int, max_bytes: int) -> int:
         """Take up to `max_bytes` out of a pipe and drop them, counted. As `splice`, whichever stream is owed."""
@@ -318,6 +322,7 @@ class SegmentWriter:
         slot = self._slot
         if slot is None:
             return
+        slot.bring_up(self.end)
         for stream, count in zip((STDOUT, STDERR), slot.untold, strict=True):
             while count > 0:
                 marked = min(count, _MAX_MARKED)
@@ -506,6 +511,13 @@ class SegmentWriter:
         if self._slot is None:
             self._slot = DropSlot(self._directory, self.end)
         return self._slot
+
+    def _could_make_room(self) -> bool:
+        """False as well if the disk refuses that too: to delete, or a new file beside the only one."""
+        try:
+            return self._make_room()
+        except OSError:
+            return False
 
     def _make_room(self) -> bool:
         """Delete the oldest output of this container there is. Returns False if there is none."""

@@ -8,6 +8,7 @@ after the offset at its end, so that an old cursor's gap can still be counted.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from lighterman import limits
+from lighterman.errors import StoreError
 from lighterman.flag import Flag
 from lighterman.keeper.segments import HEADER_BYTES, STDERR, STDOUT, list_segments, segment_name, trim_runs
 from lighterman.logs.query import LogQuery, Selection
@@ -31,6 +33,8 @@ from lighterman.spec import LogPolicy
 from lighterman.threads import in_thread
 
 __all__ = ["ContainerLog", "list_generations", "trim_generations"]
+
+log = logging.getLogger(__name__)
 
 # A container that restarts once a minute leaves its last hours, and a directory that is still quickly listed.
 GENERATIONS = 1000
@@ -81,7 +85,11 @@ class ContainerLog:
         return sink
 
     def _open_with_room(self, path: str, generation: int) -> OutputSink:
-        trim_generations(self._directory, self._max_bytes * (self._max_files - 1), generation, self._is_needed)
+        try:
+            trim_generations(self._directory, self._max_bytes * (self._max_files - 1), generation, self._is_needed)
+        except OSError as failed:
+            # They stay for now, and the writer tries again with its next file: no reason to refuse a run.
+            log.warning("%s: earlier output stays for now: %s", self._directory, failed)
         sink = self._pump.open(path, self._max_bytes, self._max_files, self.policy)
         sink.writer.is_needed = self._is_needed
         return sink
@@ -111,7 +119,7 @@ class ContainerLog:
         """What a query asks for, as many records at a time as there are at hand.
 
         Never holds the container up: who reads too slowly finds what was rotated away counted in `LogRecord.lost`.
-        Raises: StoreError; OSError.
+        Raises: StoreError if the last run's end is damaged; OSError.
         """
         bound = _Bound()
         if not query.follow:
@@ -194,23 +202,26 @@ class ContainerLog:
                 runs = {*listed, *(() if live is None else (live[0],))}
                 return sorted(run for run in runs if first <= run and (bound.last is None or run <= bound.last))
 
-    def _is_live(self, generation: int) -> bool:
-        return self._live is not None and self._live[0] == generation
-
     async def _of_run(
         self, generation: int, place: Cursor, query: LogQuery, bound: _Bound
     ) -> AsyncGenerator[list[LogRecord], None]:
-        if not self._is_live(generation):
+        if self._writing(generation) is None:
             async with aclosing(self._stored(generation, place, query)) as stored:
                 async for records in stored:
                     place = records[-1].cursor
                     yield records
-        live = self._live
         # Now, or since it was taken over from the keeper while its files were read.
-        if live is not None and live[0] == generation:
-            async with aclosing(self._running(generation, live[1], place, query, bound)) as running:
+        if (sink := self._writing(generation)) is not None:
+            async with aclosing(self._running(generation, sink, place, query, bound)) as running:
                 async for records in running:
                     yield records
+
+    def _writing(self, generation: int) -> OutputSink | None:
+        """The sink of the latest run, or of an earlier one that is not written to its end yet."""
+        if self._live is not None and self._live[0] == generation:
+            return self._live[1]
+        earlier = self._earlier.get(generation)
+        return earlier if earlier is not None and not earlier.ended else None
 
     async def _stored(self, generation: int, place: Cursor, query: LogQuery) -> AsyncGenerator[list[LogRecord], None]:
         directory = str(self._directory / str(generation))
@@ -218,16 +229,27 @@ class ContainerLog:
         reader = SegmentReader(directory, await _begin(directory, pieces.begin, query))
         try:
             # Not behind a writer that may be faster: what is live has its own way.
-            while not self._is_live(generation) and (frames := await in_thread(reader.read)):
+            while self._writing(generation) is None and (frames := await self._read_stored(reader, generation)):
                 if records := pieces.of(frames):
                     yield records
-            if self._is_live(generation):
+            if self._writing(generation) is not None:
                 return
             missing = await in_thread(lambda: reader.missing)
             if gaps := pieces.gaps(reader.offset, *missing):
                 yield gaps
         finally:
             reader.close()
+
+    async def _read_stored(self, reader: SegmentReader, generation: int) -> list[Frame]:
+        """As `SegmentReader.read`; with a later run behind it a damaged end is a gap, and no reason to stop."""
+        try:
+            return await in_thread(reader.read)
+        except StoreError as failed:
+            later = await in_thread(list_generations, self._directory)
+            if later and later[-1] > generation:
+                log.warning("%s", failed)
+                return await in_thread(reader.skip_rest)
+            raise
 
     async def _running(
         self, generation: int, sink: OutputSink, place: Cursor, query: LogQuery, bound: _Bound
@@ -249,8 +271,8 @@ class ContainerLog:
     def _pass(self, bound: _Bound) -> None:
         bound.set(self._live)
         self._tell()
-        if self._live is not None:
-            self._live[1].wake()
+        for sink in (*self._earlier.values(), *((self._live[1],) if self._live is not None else ())):
+            sink.wake()
 
     # ---- the last few ----
 
@@ -431,6 +453,9 @@ def _span(directory: str, end: int | None) -> tuple[int, int]:
     try:
         while left > 0 and (frames := reader.read()):
             left -= sum(HEADER_BYTES + len(frame.data) for frame in frames)
+    except StoreError:
+        # Who reads from there is told.
+        return starts[0], reader.offset
     finally:
         reader.close()
     return starts[0], reader.offset

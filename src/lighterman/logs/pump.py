@@ -173,6 +173,7 @@ class OutputPump:
         writer.keep_from = sink.needed_from()
         limit = PIECE_BYTES if source.left is None else min(PIECE_BYTES, source.left)
         try:
+            untold = writer.untold
             moved = self._move(source, limit)
         except BlockingIOError:
             self._nothing_there(source)
@@ -196,6 +197,8 @@ class OutputPump:
             sink.error = None
             sink.retry_s = 0.0
         sink.progress = source.progress = writer.end
+        if untold and not writer.untold:
+            self._count_told(sink)
         self._note(sink)
         if source.left is not None:
             source.left -= moved
@@ -211,42 +214,26 @@ class OutputPump:
     def _move(self, source: Source, limit: int) -> int:
         """One piece into the segments, or away from there. Raises: as `SegmentWriter.splice`."""
         sink, writer = source.sink, source.sink.writer
-        if source.pipe is not None:
-            return self._move_through(source, *source.pipe, limit)
+        stream, fd, pipe = source.stream, source.fd, source.pipe
         if sink.dropping:
-            return writer.drop(source.stream, source.fd, limit)
+            return writer.drop(stream, fd, limit) if pipe is None else writer.drop_through(stream, fd, *pipe, limit)
         while True:
             try:
-                return writer.splice(source.stream, source.fd, limit)
+                return (
+                    writer.splice(stream, fd, limit)
+                    if pipe is None
+                    else writer.splice_through(stream, fd, *pipe, limit)
+                )
             except BlockingIOError:
                 raise
             except OSError as error:
-                moved = self._give_way(sink, source.stream, source.fd, limit, error)
-                if moved:
+                if sink.policy == BLOCK_WRITER:
+                    raise
+                moved = writer.give_way(stream, fd, limit, pipe)
+                if moved is not None:
+                    if moved:
+                        self._begin_dropping(sink, error)
                     return moved
-
-    def _move_through(self, source: Source, pipe_r: int, pipe_w: int, limit: int) -> int:
-        sink, writer = source.sink, source.sink.writer
-        if sink.dropping:
-            return writer.drop_through(source.stream, source.fd, pipe_r, pipe_w, limit)
-        while True:
-            try:
-                return writer.splice_through(source.stream, source.fd, pipe_r, pipe_w, limit)
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                moved = self._give_way(sink, source.stream, pipe_r, limit, error)
-                if moved:
-                    return moved
-
-    def _give_way(self, sink: OutputSink, stream: int, fd: int, limit: int, error: OSError) -> int:
-        """Room was made, or so many bytes were dropped. Raises: the error that was there, under `block`."""
-        if sink.policy == BLOCK_WRITER:
-            raise error
-        moved = sink.writer.give_way(stream, fd, limit)
-        if moved:
-            self._begin_dropping(sink, error)
-        return moved
 
     def _begin_dropping(self, sink: OutputSink, error: OSError | None) -> None:
         """For a while; then it is seen whether the disk, or the reader, can take something again."""
@@ -327,6 +314,8 @@ class OutputPump:
             self._last_words(sink)
         with self._registering:
             self._forget(source)
+            # Before the end, which readers look at first.
+            source.untold = writer.untold_each[source.stream - 1]
             source.end = how
         self._sources.pop(source.fd, None)
         for fd in (source.fd, *(source.pipe or ())):
@@ -352,8 +341,14 @@ class OutputPump:
         for source in tuple(sink.sources.values()):
             self._pause(source)
         sink.retry_s = min(max(2 * sink.retry_s, RETRY_FIRST_S), RETRY_MAX_S)
-        self._retry_in(sink.retry_s, lambda: self._resume_all(sink))
+        self._retry_in(sink.retry_s, lambda: self._try_again(sink))
         self._note(sink)
+
+    def _try_again(self, sink: OutputSink) -> None:
+        if sink.blocked:
+            # The reader may have come to the end meanwhile, and then it moves no more.
+            self.unblock(sink)
+        self._resume_all(sink)
 
     def _block(self, sink: OutputSink) -> None:
         """A reader that may lose nothing is further behind than the files may grow: let the container wait for it."""

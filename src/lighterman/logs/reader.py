@@ -92,7 +92,8 @@ class SegmentReader:
 
     Attributes:
         offset: everything before it has been returned, left out, or counted as lost.
-        lost: how many bytes, of both streams, were gone before they could be read.
+        lost: how many bytes were gone before they could be read. Of what was rotated away or damaged nobody knows the
+            stream; of what was dropped only that of the stream that is read.
     """
 
     def __init__(self, directory: str, after: int = 0, starts: Callable[[], Sequence[int]] | None = None) -> None:
@@ -104,6 +105,7 @@ class SegmentReader:
         self._starts = starts
         self._start = -1
         self._position = 0
+        self._walked = 0  # where the last frame of the file that was looked at ends
 
     def read(self, until: int | None = None, stream: int | None = None, *, nowait: bool = False) -> list[Frame]:
         """The next frames, about 256 KiB of them; none if there are no more now.
@@ -132,6 +134,21 @@ class SegmentReader:
                 return [Frame(UNKNOWN_STREAM, 0, b"", self.offset, lost)]
             raise StoreError(f"{self._directory}: the log ends at {self.offset} and should go on to {until}")
         return []
+
+    def skip_rest(self) -> list[Frame]:
+        """A damaged end as a gap, when `read` has told of it; nothing if reading began after it. Blocks.
+
+        How much it was, nobody knows: no more than the file has. A writer would go on at that offset too.
+        Raises: OSError.
+        """
+        size = os.fstat(self._fd).st_size
+        self._position = frame_position(size)
+        lost = self._walked + max(size, 1) - self.offset
+        if lost <= 0:
+            return []
+        self.lost += lost
+        self.offset += lost
+        return [Frame(UNKNOWN_STREAM, 0, b"", self.offset, lost)]
 
     @property
     def missing(self) -> tuple[int, int, int]:
@@ -181,12 +198,19 @@ class SegmentReader:
             body = at + HEADER_BYTES
             if len(data) - body < payload:
                 return frames or None
-            end = offset + length
+            end = self._walked = offset + length
             if end > self.offset:
                 first = max(self.offset - offset, 0)
-                lost = max(offset - self.offset, 0) + (0 if payload else length - first)
+                lost = max(offset - self.offset, 0)
                 self.lost += lost
+                if lost and not payload:
+                    # Not together with what was dropped: that is of this stream.
+                    frames.append(Frame(UNKNOWN_STREAM, 0, b"", offset, lost))
+                    lost = 0
                 if stream is None or stream == source:
+                    dropped = 0 if payload else length - first
+                    self.lost += dropped
+                    lost += dropped
                     frames.append(Frame(source, time_ns, bytes(data[body + first : body + payload]), end, lost))
                 self.offset = end
             position += HEADER_BYTES + payload
@@ -243,7 +267,7 @@ class SegmentReader:
             return False
         self.close()
         self._fd = fd
-        self._start = start
+        self._start = self._walked = start
         self._position = 0
         return True
 

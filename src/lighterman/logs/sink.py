@@ -43,7 +43,7 @@ class Source:
     Args: read: instead of a descriptor; gives `b""` at the end.
     """
 
-    __slots__ = ("end", "fd", "left", "pipe", "progress", "read", "registered", "sink", "stream")
+    __slots__ = ("end", "fd", "left", "pipe", "progress", "read", "registered", "sink", "stream", "untold")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Source:
         self.registered = False
         self.left: int | None = None  # bytes until the end, once the process has exited
         self.progress = sink.progress  # the offset after its last frame
+        self.untold = 0  # bytes that were dropped, and of which no frame before its end tells
         self.end: StreamEnd | None = None
 
 
@@ -195,6 +196,10 @@ class OutputSink:
     def stream_progress(self, stream: int) -> int:
         """The offset after the stream's last frame. Raises: InvalidState if there is no such stream."""
         return self._source(stream).progress
+
+    def stream_untold(self, stream: int) -> int:
+        """Of a stream that has ended: bytes that were dropped, and of which no frame up to there tells."""
+        return self._source(stream).untold
 
     @property
     def ended(self) -> bool:

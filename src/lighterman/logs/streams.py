@@ -45,7 +45,7 @@ class FrameStream:
 
     @property
     def lost(self) -> int:
-        """How many bytes were rotated away before reading began, or damaged; of both streams, so an upper bound."""
+        """How many bytes are missing: dropped, of this stream; rotated away or damaged, of both, so an upper bound."""
         return self._reader.lost
 
     async def read_frames(self, *, until: Callable[[], int | None] = lambda: None) -> list[Frame]:
@@ -149,11 +149,12 @@ class LogStream:
         self._stream = stream
         self._buffer = bytearray()
         self._eof = False
+        self._untold = 0
 
     @property
     def lost(self) -> int:
-        """As `FrameStream.lost`."""
-        return self._frames.lost
+        """As `FrameStream.lost`; at the end also what was dropped and could not be told of in the log."""
+        return self._frames.lost + self._untold
 
     def at_eof(self) -> bool:
         """Whether everything has been read and nothing will come."""
@@ -219,6 +220,7 @@ class LogStream:
         frames = await self._frames.read_frames()
         if not frames:
             self._eof = True
+            self._untold = self._sink.stream_untold(self._stream)
         for frame in frames:
             self._buffer += frame.data
 
