@@ -98,6 +98,14 @@ def test_a_failed_test_is_tried_again_and_has_to_pass_there(kept: Path, monkeypa
     assert problem.startswith("here: once more, pytest ended with 1, and left behind")
 
 
+def test_left_behind_beside_a_failed_test_stays_a_problem_when_that_passes(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_run_here", lambda _, folder, __: ran(folder, 0, ("test_b", PASSED)))
+    ran(kept / "here", 1, ("test_b", FAILED), console=LEFT)
+    assert runs.again([HERE], bounds()) == [f"here: left behind: see {kept / 'here'}\n  mounts: /run/x"]
+
+
 def test_what_kept_a_host_from_running_is_told_by_the_second_try_too(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

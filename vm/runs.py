@@ -162,6 +162,9 @@ def again(hosts: Iterable[Host], bounds: Bounds) -> list[str]:
         if code not in (0, 1):
             problems.append(f"{host.name}: {_kept(folder) or _ended_with(code, folder)}")
         elif failed:
+            if left := results.left_behind(folder / "console"):
+                # No second try makes up for that.
+                problems.append("\n  ".join([f"{host.name}: left behind: see {folder}", *left]))
             print(f"\n== {host.name}: {len(failed)} once more", flush=True)
             second = folder / "again"
             shutil.rmtree(second, ignore_errors=True)
