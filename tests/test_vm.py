@@ -56,6 +56,16 @@ def test_cases_of_a_junit_file(cases: list[Case]) -> None:
     ]
 
 
+def test_a_test_that_failed_in_itself_and_when_it_was_taken_down_is_one(tmp_path: Path) -> None:
+    case = '<testcase classname="tests.s" name="test_a" time="1.0">{}</testcase>'
+    both = case.format('<failure message="assert 1 == 2"/>') + case.format('<error message="left behind"/>')
+    (tmp_path / "junit.xml").write_text(f"<testsuite>{both}</testsuite>")
+    assert read_junit(tmp_path / "junit.xml") == [Case("tests.s.test_a", "failed", "assert 1 == 2", 1.0)]
+    passed = case.format("") + case.format('<error message="left behind"/>')
+    (tmp_path / "junit.xml").write_text(f"<testsuite>{passed}</testsuite>")
+    assert read_junit(tmp_path / "junit.xml") == [Case("tests.s.test_a", "failed", "left behind", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("name", "runtime"),
     [("t.s.f[a-runc]", "runc"), ("t.s.f[runcible]", "-"), ("t.s.test_crun", "-"), ("t.s.f[x-crun-y]", "crun")],

@@ -66,12 +66,18 @@ class Case:
 
 
 def read_junit(path: Path) -> list[Case]:
-    """The cases of a junit file as pytest writes it.
+    """The cases of a junit file as pytest writes it, one for each test.
 
     Raises: OSError, xml.etree.ElementTree.ParseError.
     """
+    cases: dict[str, Case] = {}
     # The test that an interrupt met while it was taken down has an element without a name.
-    return [_case(element) for element in ElementTree.parse(path).iter("testcase") if element.get("name")]
+    for case in (_case(element) for element in ElementTree.parse(path).iter("testcase") if element.get("name")):
+        # One that failed in itself and when it was taken down has two: the first says why.
+        known = cases.setdefault(case.name, case)
+        if known.outcome != "failed":
+            cases[case.name] = case
+    return list(cases.values())
 
 
 def read_facts(path: Path) -> dict[str, str]:

@@ -157,8 +157,7 @@ def again(hosts: Iterable[Host], bounds: Bounds) -> list[str]:
             why = _kept(folder) or f"there is no run whose failures could be tried again: {error}"
             problems.append(f"{host.name}: {why}")
             continue
-        # One that failed in itself and when it was taken down is there twice.
-        failed = sorted({case.node_id for case in cases if case.outcome == "failed"})
+        failed = sorted(case.node_id for case in cases if case.outcome == "failed")
         if code not in (0, 1):
             problems.append(f"{host.name}: {_kept(folder) or _ended_with(code, folder)}")
         elif failed:
