@@ -23,7 +23,7 @@ if sys.platform != "linux":
     pytest.skip("machines are made on Linux", allow_module_level=True)
 
 from vm import __main__ as program  # noqa: E402
-from vm import here, image, machine, runs  # noqa: E402
+from vm import here, image, machine, results, runs  # noqa: E402
 from vm.bounds import LEAST_S, Bounds  # noqa: E402
 from vm.errors import Failed  # noqa: E402
 from vm.hosts import HERE, HOSTS, SMOKE, Host, taken  # noqa: E402
@@ -125,6 +125,80 @@ def test_cut_short_is_said_and_is_a_part(kept: Path, monkeypatch: pytest.MonkeyP
     assert problem.startswith(f"here: cut short: not all was done in {LEAST_S:.0f} s")
     assert (kept / "here/part").read_text() == f"all, as far as it came in {LEAST_S:.0f} s"
     assert (kept / "here/of").read_text().startswith(time.strftime("%Y-"))
+
+
+def cut(folder: Path, code: int, *cases: Case, console: str = "") -> None:
+    ran(folder, code, *cases, console=console)
+    (folder / "part").write_text("all, as far as it came in 240 s")
+    (folder / "of").write_text("2026-01-01 of abc")
+
+
+def going_on(monkeypatch: pytest.MonkeyPatch, code: int, *cases: Case, console: str = "") -> list[list[str]]:
+    """What is asked for when a run is gone on with, and what that brings."""
+    asked: list[list[str]] = []
+
+    def fake(host: Host, _made: object, selection: list[str], folder: Path, *_: object, whole: bool) -> None:
+        assert whole
+        asked.append(selection)
+        ran(folder, code, *cases, console=console)
+
+    monkeypatch.setattr(runs, "_run_there", fake)
+    monkeypatch.setattr(runs, "everything", lambda: ["tests/real"])
+    monkeypatch.setattr(runs, "_commit", lambda: "def")
+    return asked
+
+
+def test_a_whole_run_that_was_cut_short_is_gone_on_with(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = MACHINES[0]
+    folder = kept / host.name
+    cut(folder, 124, ("test_a[crun]", PASSED), ("", ""), console="first\n")
+    asked = going_on(monkeypatch, 124, ("test_b", PASSED), console="second\n")
+    [problem] = runs.finish([HERE, host], bounds())
+    assert problem.startswith(f"{host.name}: cut short once more, after 240 s")
+    assert asked == [["tests/real", "--deselect=tests/real/test_run.py::test_a[crun]"]]
+    asked = going_on(monkeypatch, 0, ("test_c", PASSED), console="third\n")
+    assert runs.finish([HERE, host], bounds()) == []
+    assert asked[0][1:] == [f"--deselect=tests/real/test_run.py::test_{name}" for name in ("a[crun]", "b")]
+    assert [case.name[-1:] for case in results.read_junit(folder / "junit.xml")] == ["]", "b", "c"]
+    assert (folder / "console").read_text() == "first\nsecond\nthird\n"
+    assert (folder / "part").read_text() == ""
+    today = time.strftime("%Y-%m-%d")
+    assert (folder / "of").read_text() == f"2026-01-01 of abc, the rest {today} of def, the rest {today} of def"
+    # It is whole now.
+    [problem] = runs.finish([HERE, host], bounds())
+    assert problem == f"no whole run was cut short, and could be gone on with, on here, {host.name}"
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "console", "code", "problems"),
+    [
+        (PASSED, None, "", 5, 0),
+        (FAILED, PASSED, "", 0, 1),
+        (PASSED, FAILED, "", 1, 1),
+        (PASSED, PASSED, LEFT, 0, 1),
+        (PASSED, PASSED, "", 2, 1),
+    ],
+)
+def test_what_was_wrong_in_either_part_is_wrong_with_the_whole(
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    rest: str | None,
+    console: str,
+    code: int,
+    problems: int,
+) -> None:
+    host = MACHINES[0]
+    cut(kept / host.name, 124, ("test_a", first), console=console)
+    going_on(monkeypatch, code, *([] if rest is None else [("test_b", rest)]))
+    assert len(runs.finish([host], bounds())) == problems
+    assert (int((kept / host.name / "exit").read_text()) == 0) is (problems == 0)
+
+
+def test_a_part_that_was_chosen_is_not_gone_on_with(kept: Path) -> None:
+    cut(kept / "here", 124, ("test_a", PASSED))
+    (kept / "here" / "part").write_text("tests/oci, as far as it came in 240 s")
+    assert len(runs.finish([HERE], bounds())) == 1
 
 
 def there(monkeypatch: pytest.MonkeyPatch, what: Callable[[Host], list[Case]]) -> None:

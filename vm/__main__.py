@@ -1,7 +1,9 @@
-"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]`, `... shell [--host NAME]`, `... again`, `... table`.
+"""`python -m vm test [--host NAME] [--smoke] [PYTEST ARGUMENTS]`, `... shell [--host NAME]`, `... rest`, `... again`,
+`... table`.
 
 `table` writes docs/hosts.md of what the last runs of all hosts brought back; `again` tries once more what failed in
-them, and says so there. A whole `test` does both.
+them, and says so there. A whole `test` does both. `rest` goes on with a whole run that its bound has cut short, and
+then does both too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ WHOLE_S = 5 * 3600.0  # emulated, and with what failed once more, three hours
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vm", description=__doc__, allow_abbrev=False)
-    parser.add_argument("verb", choices=("test", "again", "shell", "table"))
+    parser.add_argument("verb", choices=("test", "rest", "again", "shell", "table"))
     parser.add_argument("--host", choices=[host.name for host in HOSTS], action="append", help="only this one")
     parser.add_argument("--smoke", action="store_true", help="the selection that every change has to pass; no table")
     parser.add_argument("--timeout-s", type=float, help="for each host")
@@ -54,6 +56,9 @@ def main() -> int:
             return shell(hosts[0] if options.host else next(host for host in HOSTS if host.name == "v2-systemd"))
         if options.verb == "table":
             problems = table()
+        elif options.verb == "rest":
+            problems = runs.finish(hosts, bounds)
+            problems = (runs.again(hosts, bounds) if problems else []) + table()
         elif options.verb == "again":
             problems = runs.again(hosts, bounds) + table()
         else:

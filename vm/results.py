@@ -17,6 +17,7 @@ __all__ = [
     "Case",
     "Outcome",
     "explained",
+    "join",
     "left_behind",
     "merged",
     "nowhere",
@@ -106,6 +107,23 @@ def merged(first: Iterable[Case], again: Iterable[Case]) -> list[Case]:
     return [
         dataclasses.replace(second[case.name], at_first=case.reason) if case.name in second else case for case in first
     ]
+
+
+def join(first: Path, rest: Path) -> None:
+    """Put what a run brought back behind what the one brought that it goes on with, and was cut short.
+
+    Args: both are folders with `junit.xml` and `console`. Raises: OSError, xml.etree.ElementTree.ParseError.
+    """
+    tree = ElementTree.parse(first / "junit.xml")
+    root = tree.getroot()
+    suite = root if root.tag == "testsuite" else next(root.iter("testsuite"))
+    # An element without a name is of the test that was interrupted, which has been run again.
+    for element in [element for element in suite if element.tag == "testcase" and not element.get("name")]:
+        suite.remove(element)
+    suite.extend(ElementTree.parse(rest / "junit.xml").iter("testcase"))
+    tree.write(first / "junit.xml")
+    with (first / "console").open("ab") as console:
+        console.write((rest / "console").read_bytes())
 
 
 def _case(element: ElementTree.Element) -> Case:

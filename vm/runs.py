@@ -1,4 +1,6 @@
-"""The tests on each host: a first run, what failed there once more, and what is wrong with them as a whole."""
+"""The tests on each host: a first run, the rest of one that was cut short, what failed there once more, and what is
+wrong with them as a whole.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
@@ -19,7 +21,19 @@ from vm.bounds import AROUND_S, Bounds
 from vm.errors import Failed
 from vm.hosts import HERE, MARK, NOT_THERE, SUITES, Host
 
-__all__ = ["BUILD", "RESULTS", "ROOT", "again", "everything", "nothing_ran", "pack", "ran_nowhere", "test", "unpack"]
+__all__ = [
+    "BUILD",
+    "RESULTS",
+    "ROOT",
+    "again",
+    "everything",
+    "finish",
+    "nothing_ran",
+    "pack",
+    "ran_nowhere",
+    "test",
+    "unpack",
+]
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "vm"
@@ -30,6 +44,8 @@ NOT_INTO = {"build", "dist"}  # and what begins with a dot
 COMPILED = f".{sys.implementation.cache_tag}"
 TEST_TIMEOUT_S = 900  # one test; emulation is some 20 times slower than the processor
 CUT_SHORT = {here.CUT_SHORT, 137}  # the latter of timeout(1), when it had to kill
+ALL = "all"  # how the words begin that say how far a whole run came
+NO_TESTS = 5  # pytest's
 LAST_LINES = 8
 # What `_run_here` and `_run_there` end with when they could not do what they are for.
 BROKEN = (Failed, subprocess.SubprocessError, OSError, ValueError, tarfile.TarError)
@@ -67,21 +83,26 @@ def test(hosts: list[Host], selection: list[str], bounds: Bounds, *, whole: bool
         shutil.rmtree(RESULTS / host.name, ignore_errors=True)
         (RESULTS / host.name).mkdir(parents=True)
     made = image.ready(BUILD) if machines else None
-    # Machines side by side: each has one processor's worth of work, since the tests run one after the other.
-    together = len(machines) > 1 and (os.cpu_count() or 1) > 1
 
-    def one(host: Host) -> list[str]:
+    def one(host: Host, label: str) -> list[str]:
         folder = RESULTS / host.name
-        label = f"{host.name}: " if together else ""
         problem = _one(host, made, selection, folder, bounds, label, whole=whole)
         if problem:
             (folder / "problem").write_text(problem)
         return [f"{host.name}: {problem}"] if problem else []
 
-    problems = [problem for host in hosts if host is HERE for problem in one(host)]
+    return _on_each(hosts, one)
+
+
+def _on_each(hosts: list[Host], one: Callable[[Host, str], list[str]]) -> list[str]:
+    """What `one` finds wrong on each host; its second argument is what its lines begin with."""
+    problems = [problem for host in hosts if host is HERE for problem in one(host, "")]
+    machines = [host for host in hosts if host is not HERE]
+    # Machines side by side: each has one processor's worth of work, since the tests run one after the other.
+    together = len(machines) > 1 and (os.cpu_count() or 1) > 1
     with ThreadPoolExecutor(os.cpu_count() if together else 1) as pool:
         try:
-            for found in pool.map(one, machines):
+            for found in pool.map(lambda host: one(host, f"{host.name}: " if together else ""), machines):
                 problems += found
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -107,7 +128,7 @@ def _one(
         print(f"\n== {host.name}: {host.title}", flush=True)
         started = time.monotonic()
         # Until it has come to its end, it is a part: it may be interrupted.
-        (folder / "part").write_text(f"{part or 'all'}, interrupted")
+        (folder / "part").write_text(f"{part or ALL}, interrupted")
         (folder / "of").write_text(f"{time.strftime('%Y-%m-%d')} of {_commit()}")
         code = _run(host, made, selection, folder, bound_s, label, whole=whole)
         (folder / "part").write_text(part)
@@ -115,7 +136,7 @@ def _one(
         return str(error)
     print(f"== {host.name}: {time.monotonic() - started:.0f} s", flush=True)
     if code in CUT_SHORT:
-        (folder / "part").write_text(f"{part or 'all'}, as far as it came in {bound_s:.0f} s")
+        (folder / "part").write_text(f"{part or ALL}, as far as it came in {bound_s:.0f} s")
         return f"cut short: not all was done in {bound_s:.0f} s (--timeout-s, --whole-timeout-s): see {folder}"
     return _ended_with(code, folder) if code else ""
 
@@ -142,6 +163,50 @@ def _ended_with(code: int, folder: Path) -> str:
     """The words for an exit code that is not 0, and for what the run has left behind."""
     left = results.left_behind(folder / "console")
     return "\n  ".join([f"pytest ended with {code}{', and left behind' if left else ''}: see {folder}", *left])
+
+
+def finish(hosts: list[Host], bounds: Bounds) -> list[str]:
+    """Run what the last whole run of each host did not come to, and take both for one; what went wrong."""
+    begun = [host for host in hosts if _is_cut_short(RESULTS / host.name)]
+    if not begun:
+        return [f"no whole run was cut short, and could be gone on with, on {', '.join(host.name for host in hosts)}"]
+    made = image.ready(BUILD) if any(host is not HERE for host in begun) else None
+    asked = everything()
+
+    def one(host: Host, label: str) -> list[str]:
+        folder = RESULTS / host.name
+        rest = folder / "rest"
+        shutil.rmtree(rest, ignore_errors=True)
+        rest.mkdir()
+        print(f"\n== {host.name}: the rest", flush=True)
+        try:
+            bound_s = bounds.next_s()
+            done = [f"--deselect={case.node_id}" for case in results.read_junit(folder / "junit.xml")]
+            code = _run(host, made, [*asked, *done], rest, bound_s, label, whole=True)
+            results.join(folder, rest)
+        except (*BROKEN, ParseError) as error:
+            return [f"{host.name}: the rest: {error}"]
+        before = (folder / "of").read_text()
+        (folder / "of").write_text(f"{before}, the rest {time.strftime('%Y-%m-%d')} of {_commit()}")
+        if code in CUT_SHORT:
+            return [f"{host.name}: cut short once more, after {bound_s:.0f} s: see {rest}"]
+        (folder / "part").write_text("")
+        (folder / "problem").unlink(missing_ok=True)
+        cases = results.read_junit(folder / "junit.xml")
+        is_good = code in (0, NO_TESTS) and all(case.outcome != "failed" for case in cases)
+        code = 0 if is_good and not results.left_behind(folder / "console") else max(code, 1)
+        (folder / "exit").write_text(str(code))
+        return [f"{host.name}: {_ended_with(code, folder)}"] if code else []
+
+    return _on_each(begun, one)
+
+
+def _is_cut_short(folder: Path) -> bool:
+    try:
+        code, part = int((folder / "exit").read_text()), (folder / "part").read_text()
+    except (OSError, ValueError):
+        return False
+    return code in CUT_SHORT and part.startswith(ALL) and (folder / "junit.xml").exists()
 
 
 def again(hosts: Iterable[Host], bounds: Bounds) -> list[str]:
