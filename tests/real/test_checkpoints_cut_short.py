@@ -17,6 +17,8 @@ from real_support import process_is_there
 from lighterman import AlreadyStopped, Container, Engine, Exec, HealthCheck, InvalidState, NotFound, NotSupported
 from lighterman.errors import RuntimeFailed, StoreError
 from lighterman.lifecycle.status import Status
+from lighterman.logs.container import ContainerLog
+from lighterman.logs.sink import OutputSink
 from lighterman.runtimes.oci import copying
 from lighterman.runtimes.oci.cgroups import MountOptions
 from support import eventually
@@ -303,6 +305,84 @@ async def test_engine_killed_over_a_restore_leaves_its_files(stand_in: StandIn, 
         assert box.status is Status.EXITED
         await box.start()
         assert await which(box) == b"own\n"
+        assert aside(root, box) == []
+        await box.remove(force=True)
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_start_that_comes_to_nothing_after_the_restore_leaves_its_files(
+    stand_in: StandIn, runc: Engine, root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    box = await own_and_saved(runc)
+    reached = asyncio.Event()
+
+    async def open_run(self: ContainerLog, generation: int, *, takeover: bool = False) -> OutputSink:
+        reached.set()
+        if how == "fails":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await asyncio.get_running_loop().create_future()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ContainerLog, "open_run", open_run)
+        starting = asyncio.create_task(box.start(checkpoint="one"))
+        await reached.wait()
+        if how == "is cancelled":
+            starting.cancel()
+        with pytest.raises((OSError, asyncio.CancelledError)):
+            await starting
+    await box.start()
+    assert await which(box) == b"own\n"
+    assert aside(root, box) == []
+    await box.remove(force=True)
+
+
+AT_ITS_STREAMS = """
+from lighterman.logs.container import ContainerLog
+async def open_run(self, generation, *, takeover=False):
+    reached()
+    await asyncio.Event().wait()
+ContainerLog.open_run = open_run
+"""
+OVER_ITS_OWN_FILES = """
+from lighterman.runtimes.oci import layer_swap
+remove = layer_swap.remove
+def held(path):
+    if path.endswith(".gone") and os.path.lexists(path):
+        reached()
+        threading.Event().wait()
+    remove(path)
+layer_swap.remove = held
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "runs_on"),
+    [(AT_ITS_STREAMS, False), (OVER_ITS_OWN_FILES, True)],
+    ids=["at-its-streams", "over-its-own-files"],
+)
+async def test_engine_killed_after_a_restore_leaves_one_or_the_other(
+    stand_in: StandIn, root: Path, held: str, runs_on: bool
+) -> None:
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await own_and_saved(engine)
+    mark = stand_in.directory / "held-begun"
+    code = (
+        "import asyncio, os, pathlib, runpy, sys, threading\n"
+        f"reached = pathlib.Path({str(mark)!r}).touch\n{held}\n"
+        f"sys.argv[0] = {str(HERE / 'saver.py')!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    saver = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(root), "start")
+    try:
+        await stand_in.begun("held")
+    finally:
+        saver.kill()
+        await saver.wait()
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await engine.get("box")
+        assert (box.status is Status.RUNNING) is runs_on
+        if not runs_on:
+            await box.start()
+        assert await which(box) == (b"saved\n" if runs_on else b"own\n")
         assert aside(root, box) == []
         await box.remove(force=True)
 

@@ -6,7 +6,7 @@ raises `NotSupported` that names runtime and operation, and `features()` says so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -257,6 +257,12 @@ class ComputeSystem(Protocol):
 
     async def restore(self, name: str, directory: str) -> ComputeProcess:
         """Continue from a checkpoint in place of the first `create_process`."""
+
+    def begun(self) -> Callable[[], Awaitable[None]] | None:
+        """After `restore`, in the moment in which its start is told: it is not undone any more.
+
+        Returns: what is to be called once whoever was told has that in safety; None for nothing.
+        """
 
     async def close(self) -> None:
         """Give it back and queue the removal of what the runtime keeps of it. Raises: AlreadyClosed the second time."""

@@ -363,6 +363,7 @@ class Container:
         self._tell(
             run,
             State.START,
+            then=run.system.begun() if self._chosen.checkpoint is not None else None,
             started_at=run.init.started_at,
             started_mono=run.init.started_mono,
             restarts=self._restarts.saved(),

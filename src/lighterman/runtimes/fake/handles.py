@@ -241,6 +241,9 @@ class FakeComputeSystem:
 
         return await self._do("restore", restore, (name, directory))
 
+    def begun(self) -> None:
+        return None
+
     async def close(self) -> None:
         async def close() -> None:
             if self.closed:

@@ -237,6 +237,9 @@ class HcsSystem:
     async def restore(self, name: str, directory: str) -> HcsProcess:
         raise NotSupported("hcs: restore", operation="restore", container=self.id)
 
+    def begun(self) -> None:
+        return None
+
     # ---- the handle ----
 
     async def close(self) -> None:

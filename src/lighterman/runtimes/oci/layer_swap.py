@@ -1,7 +1,8 @@
 """A checkpoint's files in place of a container's own, which are kept aside until it is sure that it goes on with those.
 
     upper.new   the checkpoint's, while they are copied
-    upper.old   the container's own, from the exchange on until the program goes on; there, they are the true ones
+    upper.old   the container's own, from the exchange on until it is written down that the program goes on; there, they
+                are the true ones
     upper.gone  what is being removed
 
 Whoever dies in between, one of the calls below makes the layer one or the other. Blocking; they raise StoreError.
@@ -14,7 +15,7 @@ import os
 from lighterman.errors import StoreError
 from lighterman.runtimes.oci.copying import remove
 
-__all__ = ["fresh", "keep", "prepare", "put_in", "settle", "take_back"]
+__all__ = ["clear", "fresh", "keep", "prepare", "put_in", "settle", "take_back"]
 
 
 def fresh(upper: str) -> str:
@@ -46,11 +47,15 @@ def put_in(upper: str) -> None:
 
 
 def keep(upper: str) -> None:
-    """The program goes on with the other files."""
+    """The program goes on with the other files, and that is written down. What is to be removed is for `clear`."""
     if os.path.lexists(_old(upper)):
         remove(_gone(upper))
         _rename(_old(upper), _gone(upper))
-        remove(_gone(upper))
+
+
+def clear(upper: str) -> None:
+    """Remove what `keep` has put away: maybe a huge tree."""
+    remove(_gone(upper))
 
 
 def take_back(upper: str) -> None:
@@ -65,6 +70,7 @@ def settle(upper: str, *, goes_on: bool) -> None:
     prepare(upper)
     if goes_on:
         keep(upper)
+        clear(upper)
     else:
         take_back(upper)
 

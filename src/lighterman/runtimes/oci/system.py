@@ -8,7 +8,7 @@ import logging
 import os
 import signal as signals
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -49,7 +49,7 @@ from lighterman.runtimes.oci.strays import Strays
 from lighterman.runtimes.oci.tree import Members, Tree
 from lighterman.runtimes.options import OutputSegments
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
-from lighterman.threads import in_thread, look_at_files
+from lighterman.threads import in_removing_thread, in_thread, look_at_files
 
 __all__ = ["OciSystem"]
 
@@ -106,7 +106,7 @@ class OciSystem:
         self.listed: Sequence[JobState] = ()  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
         self.adopt: Callable[[], OciProcess] | None = None  # finds the init process where the keeper was lost
-        self.goes_on = False  # from its checkpoint
+        self.goes_on = False  # from its checkpoint, and that is told
         self._init: OciProcess | None = None
         self._execs: dict[str, OciProcess] = {}
         self._terminating = False
@@ -535,14 +535,18 @@ class OciSystem:
     async def restore(self, name: str, directory: str) -> OciProcess:
         self.saving.must_be_possible("restore")
         spawn = partial(self._spawn_init, "restore", process=self._process)
-        init = await self.saving.restore(SavedState.at(directory, name), spawn)
+        return await self.saving.restore(SavedState.at(directory, name), spawn)
+
+    def begun(self) -> Callable[[], Awaitable[None]] | None:
         self.goes_on = True
-        if self._upper is not None:
-            try:
-                await in_thread(layer_swap.keep, self._upper)
-            except StoreError as failed:
-                log.error("container %s: the files that it had before are left: %s", self._id, failed)
-        return init
+        return partial(self._keep_files, self._upper) if self._upper is not None else None
+
+    async def _keep_files(self, upper: str) -> None:
+        try:
+            await in_thread(layer_swap.keep, upper)
+            await in_removing_thread(partial(layer_swap.clear, upper))
+        except StoreError as failed:
+            log.error("container %s: the files that it had before are left: %s", self._id, failed)
 
     def take_files_back(self) -> None:
         """Where it was to go on from a checkpoint and does not. Blocking; nothing of it runs. Raises: StoreError."""
