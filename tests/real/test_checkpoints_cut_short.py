@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 from real_support import process_is_there
 
-from lighterman import AlreadyStopped, Container, Engine, Exec, HealthCheck, InvalidState, NotFound, NotSupported
+from lighterman import (
+    AlreadyExists,
+    AlreadyStopped,
+    Container,
+    Engine,
+    Exec,
+    HealthCheck,
+    InvalidState,
+    NotFound,
+    NotSupported,
+)
+from lighterman.entry import Entry
 from lighterman.errors import RuntimeFailed, StoreError
 from lighterman.lifecycle.status import Status
 from lighterman.logs.container import ContainerLog
@@ -175,6 +186,26 @@ async def test_failed_one_leaves_nothing(slow_copy: StandIn, runc: Engine, root:
         assert saved_of(root, box) == []
         assert box.status is Status.RUNNING
         assert runc.inside.books.find("box").record.saving is None
+    await box.remove(force=True)
+
+
+async def test_name_that_is_taken_is_refused_before_anything_is_written_down(
+    stand_in: StandIn, runc: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await sleeping(runc)
+    await box.checkpoint("one", leave_running=True)
+    written: list[object] = []
+    save = runc.inside.books.save
+
+    async def saved(entry: Entry) -> None:
+        written.append(entry.record.saving)
+        await save(entry)
+
+    monkeypatch.setattr(runc.inside.books, "save", saved)
+    with pytest.raises(AlreadyExists):
+        await box.checkpoint("one")
+    assert written == []
+    assert (await box.exec(["echo", "fine"])).stdout == b"fine\n"
     await box.remove(force=True)
 
 

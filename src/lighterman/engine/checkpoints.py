@@ -9,7 +9,7 @@ from lighterman import limits
 from lighterman.engine.inside import Inside
 from lighterman.engine.runs import CHECKPOINTS, Runs
 from lighterman.entry import Entry
-from lighterman.errors import InvalidSpec, InvalidState, NotFound, StoreError
+from lighterman.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound, StoreError
 from lighterman.journal import Event
 from lighterman.record import Saving
 from lighterman.runtimes.options import WithCheckpoint
@@ -43,6 +43,13 @@ class Checkpoints:
 
     async def _make(self, entry: Entry, name: str, *, leave_running: bool) -> None:
         async with entry.saving:
+            if name in await self.names(entry):
+                # Before it is written down: after a crash the next engine would take the earlier one for this one.
+                raise AlreadyExists(
+                    f"container {entry.record.name} has a checkpoint {name!r} already",
+                    operation="checkpoint",
+                    container=entry.record.id,
+                )
             ended = entry.ended
             await self._save(entry, name, leave_running=leave_running)
         if not leave_running:
