@@ -81,6 +81,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # What only a cycle holds, a failed connection's traceback say: nothing runs any more that would collect it.
     gc.collect()
     left = session.config.stash[LEFT] = leaked_since(before)
+    if (cache := getattr(session.config, "cache", None)) is not None:
+        cache.set("lighterman/left-behind", left)  # for .ci/run
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
