@@ -404,6 +404,10 @@ class LinuxHost:
         """Those of these containers that are paused, by the kernel. Blocking."""
         return {id for id in ids if Cgroup(self.group_of(id), self._cgroups).is_frozen()}
 
+    def upper_of(self, id: str, wanted: ContainerSpec) -> str | None:
+        """Where a container's root is written to; None where that is a directory of the host's."""
+        return None if _has_plain_root(wanted) else f"{self._root.container(id)}/upper"
+
     def group_of(self, id: str) -> str:
         """The path of a container's cgroup."""
         return group_of(self._root.run, id)
@@ -586,8 +590,12 @@ def _recover_options(cgroups: CgroupHost) -> None:
         log.error("the cgroup tree may have lost mount options: %s", failed)
 
 
+def _has_plain_root(spec: ContainerSpec) -> bool:
+    return spec.rootfs is not None and spec.rootfs_rw
+
+
 def _rootfs(spec: ContainerSpec, image: Image, directory: str, *, volatile: bool) -> Rootfs:
-    if spec.rootfs is not None and spec.rootfs_rw:
+    if _has_plain_root(spec):
         return PlainRoot(path=image.layers[0])
     # What is removed with its engine anyway needs no sync when it is unmounted.
     return Overlay(lowers=image.layers, upper=f"{directory}/upper", work=f"{directory}/work", volatile=volatile)

@@ -311,7 +311,12 @@ class _ComingBack:
         record.status = Status.PAUSED if record.id in self.frozen else Status.RUNNING
         entry.restoring, entry.reason = True, record.end_reason
         limited = record.spec.resources.memory_bytes is not None
-        runtime.listed(record.id, [held.job for held in jobs if held not in stale], memory_limited=limited)
+        runtime.listed(
+            record.id,
+            [held.job for held in jobs if held not in stale],
+            memory_limited=limited,
+            upper=host.upper_of(record.id, record.spec),
+        )
         await entry.client.restore(record.id, *options, spec=spec)
         engine.execs.take_up(entry)
         if record.kill_at is not None:

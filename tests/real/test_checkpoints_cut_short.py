@@ -7,12 +7,13 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from real_support import process_is_there
+from real_support import keeper_pid, process_is_there
 
 from lighterman import (
     AlreadyExists,
@@ -416,6 +417,33 @@ async def test_engine_killed_after_a_restore_leaves_one_or_the_other(
         assert await which(box) == (b"saved\n" if runs_on else b"own\n")
         assert aside(root, box) == []
         await box.remove(force=True)
+
+
+async def test_checkpoint_of_one_that_was_adopted_has_its_files(stand_in: StandIn, root: Path) -> None:
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await sleeping(engine, lease=None)
+        await box.exec(["sh", "-c", "echo saved > /which"])
+    keeper = keeper_pid(root)
+    os.kill(keeper, signal.SIGKILL)
+    await eventually(lambda: not process_is_there(keeper))
+    async with Engine(root=root, runtime="runc") as engine:
+        box = await engine.get("box")
+        await box.checkpoint("one", leave_running=True)
+        await box.exec(["sh", "-c", "echo own > /which"])
+        await box.stop(grace_s=0)
+        await box.start(checkpoint="one")
+        assert await which(box) == b"saved\n"
+        await box.remove(force=True)
+
+
+async def test_checkpoint_without_the_containers_files_is_none(stand_in: StandIn, runc: Engine, root: Path) -> None:
+    box = await own_and_saved(runc)
+    shutil.rmtree(root / "containers" / box.id / "checkpoints/one/upper")
+    with pytest.raises(NotFound, match="lacks the container's files"):
+        await box.start(checkpoint="one")
+    await box.start()
+    assert await which(box) == b"own\n"
+    await box.remove(force=True)
 
 
 # ---- where it is not possible ----------------------------------------------------------------------------------------

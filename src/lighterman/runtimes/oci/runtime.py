@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -90,6 +90,14 @@ class _Document(msgspec.Struct, frozen=True):
         return memory is not None and memory.limit is not None and memory.limit > 0
 
 
+class _Listed(NamedTuple):
+    """See `OciRuntime.listed`."""
+
+    jobs: Sequence[JobState] = ()
+    memory_limited: bool = True
+    upper: str | None = None
+
+
 class OciRuntime:
     """One of the OCI runtimes of this host; everything that it makes lies below `run_dir`.
 
@@ -124,7 +132,7 @@ class OciRuntime:
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
         self._systems: dict[str, OciSystem] = {}
-        self._listed: dict[str, tuple[Sequence[JobState], bool]] = {}
+        self._listed: dict[str, _Listed] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._creating: set[str] = set()  # not among the systems yet
         self._removals: dict[str, asyncio.Task[None]] = {}
@@ -234,8 +242,13 @@ class OciRuntime:
     async def _put_files_back(self, id: str, checkpoint: WithCheckpoint, upper: str | None) -> None:
         saved = SavedState.at(checkpoint.directory, checkpoint.name)
         await in_thread(saved.require_whole, id)
-        if upper is not None and await in_thread(os.path.isdir, saved.upper):
-            await saved.put_files_back(self.keeper, upper, id)
+        if upper is None:
+            return
+        if not await in_thread(os.path.isdir, saved.upper):
+            raise NotFound(
+                f"the checkpoint at {saved.path} lacks the container's files", operation="restore", container=id
+            )
+        await saved.put_files_back(self.keeper, upper, id)
 
     def must_checkpoint(self, operation: str, id: str) -> None:
         """Raises: NotSupported where its containers can't be checkpointed."""
@@ -329,19 +342,24 @@ class OciRuntime:
             document = self._filters.apply(document)
         return msgspec.structs.replace(spec, document=document)
 
-    def listed(self, id: str, jobs: Sequence[JobState], *, memory_limited: bool = True) -> None:
+    def listed(
+        self, id: str, jobs: Sequence[JobState], *, memory_limited: bool = True, upper: str | None = None
+    ) -> None:
         """What the keeper has just said that it has of a container, for its `open`: it is not asked again.
 
-        Args: memory_limited: whether it has a memory limit; True where that is not known.
+        Args:
+            memory_limited: whether it has a memory limit; True where that is not known.
+            upper: its root's writable layer, for where no keeper knows of it any more.
         """
-        self._listed[id] = (jobs, memory_limited)
+        self._listed[id] = _Listed(jobs, memory_limited, upper)
 
     async def open(self, id: str) -> OciSystem:
         check_id(id)
         if id in self._systems:
             return self._systems[id]
+        listed = self._listed.pop(id, _Listed())
         try:
-            kept = await self._open_kept(id)
+            kept = await self._open_kept(id, listed)
         except KeeperLost:
             kept = None  # in this moment
         if kept is not None:
@@ -350,21 +368,20 @@ class OciRuntime:
         evidence = await in_thread(find_evidence, f"{self._call.root}/{id}", self._exits_dir, id)
         if evidence is None:
             raise NotFound(f"{self.name}: no container {id!r}", container=id)
-        system = self._opened(id, None, None)
+        system = self._opened(id, None, None, listed.upper, memory_limited=listed.memory_limited)
         system.adopt = lambda: adopt(evidence, self._exits_dir)
         return system
 
-    async def _open_kept(self, id: str) -> OciSystem | None:
-        listed, memory_limited = self._listed.pop(id, ((), True))
-        listed = listed or await self.keeper.list_jobs(of=f"{id}:")
-        for job in listed:
+    async def _open_kept(self, id: str, listed: _Listed) -> OciSystem | None:
+        jobs = listed.jobs or await self.keeper.list_jobs(of=f"{id}:")
+        for job in jobs:
             meta = decode_meta(job.meta)
             if meta is None or meta.id != id or meta.kind != "init" or meta.runtime != self.name:
                 continue
             # Its mount comes with its process: what the keeper holds is fetched once.
-            system = self._opened(id, meta.segments, meta.lease, meta.upper, memory_limited=memory_limited)
+            system = self._opened(id, meta.segments, meta.lease, meta.upper, memory_limited=listed.memory_limited)
             system.adopt = lambda: self._adopt(id)
-            system.listed = listed
+            system.listed = jobs
             return system
         return None
 
