@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from real_support import cgroup_of, host_controller, inside
 
-from lighterman import BlkioLimit, Engine, NotSupported, Ulimit
+from lighterman import BlkioLimit, Engine, NotSupported, Resources, Ulimit
 
 pytestmark = pytest.mark.real
 
@@ -157,6 +157,31 @@ async def test_blkio_rates_are_in_force(engine: Engine) -> None:
             assert {name, f"rbps={MIB}", "wiops=77"} <= set(read(directory, "io.max").split())
         else:
             assert f"{name} {MIB}" in read(directory, "blkio.throttle.read_bps_device")
+            assert f"{name} 77" in read(directory, "blkio.throttle.write_iops_device")
+
+
+async def test_blkio_rates_that_are_changed_are_in_force(engine: Engine) -> None:
+    device = a_block_device()
+    if device is None:
+        pytest.skip("no block device on this host")
+    number = os.stat(device).st_rdev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    async with engine.container(
+        "busybox", ["sleep", "1000"], device_read_bps=[BlkioLimit(path=device, rate=MIB)], pids_limit=20
+    ) as box:
+        await box.update(
+            Resources(
+                device_read_bps=(BlkioLimit(path=device, rate=2 * MIB),),
+                device_write_iops=(BlkioLimit(path=device, rate=77),),
+                pids_limit=30,
+            )
+        )
+        assert (await box.stats()).pids_limit == 30
+        directory = cgroup_of(box.pid, "blkio")
+        if (directory / "io.max").exists():
+            assert {name, f"rbps={2 * MIB}", "wiops=77"} <= set(read(directory, "io.max").split())
+        else:
+            assert f"{name} {2 * MIB}" in read(directory, "blkio.throttle.read_bps_device")
             assert f"{name} 77" in read(directory, "blkio.throttle.write_iops_device")
 
 

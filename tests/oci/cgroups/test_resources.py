@@ -10,7 +10,15 @@ import pytest
 from cgroup_support import plain_v2
 
 from lighterman.errors import InvalidSpec, NotSupported
-from lighterman.runtimes.oci.cgroups import CgroupHost, Hierarchy, check_resources, resources_to_oci
+from lighterman.runtimes.oci.cgroups import (
+    Cgroup,
+    CgroupHost,
+    Hierarchy,
+    check_resources,
+    resources_to_oci,
+    set_rates,
+    without_rates,
+)
 from lighterman.spec import BlkioLimit, Resources
 
 MIB = 1024 * 1024
@@ -227,3 +235,26 @@ def test_to_oci_of_all() -> None:
 def test_to_oci_of_no_pids_limit_lifts_it(limit: int) -> None:
     """crun 1.8 fails with -1 and ignores 0: the largest number that the kernel takes stands for it."""
     assert resources_to_oci(Resources(pids_limit=limit)) == {"pids": {"limit": 4194304}}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "key"),
+    [
+        ("device_read_bps", "rbps"),
+        ("device_write_bps", "wbps"),
+        ("device_read_iops", "riops"),
+        ("device_write_iops", "wiops"),
+    ],
+)
+def test_rates_of_version_2_and_where_the_kernel_takes_none(tmp_path: Path, attribute: str, key: str) -> None:
+    cgroup = Cgroup("/lighterman/c1", plain_v2(tmp_path, io__max=""))
+    path = block_device()
+    number = os.stat(path).st_rdev
+    rates = Resources(**{attribute: (BlkioLimit(path=path, rate=7),)})  # type: ignore[arg-type]
+    set_rates(cgroup, rates)
+    written = tmp_path / "lighterman/c1/io.max"
+    assert written.read_text() == f"{os.major(number)}:{os.minor(number)} {key}=7"
+    written.unlink()
+    with pytest.raises(NotSupported, match=f"{attribute} of {path}"):
+        set_rates(cgroup, rates)
+    assert without_rates(rates) == Resources()

@@ -32,7 +32,7 @@ from lighterman.runtimes.oci import layer_swap
 from lighterman.runtimes.oci.adoption import adopt, of_process
 from lighterman.runtimes.oci.bundle import Bundle, check_id, unlink_all, write_file
 from lighterman.runtimes.oci.calls import JobMeta, RuntimeCall, decode_meta, find_kept, in_memory
-from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci
+from lighterman.runtimes.oci.cgroups import Cgroup, resources_to_oci, set_rates, without_rates
 from lighterman.runtimes.oci.checkpointing import SavedState
 from lighterman.runtimes.oci.document import encode_process
 from lighterman.runtimes.oci.exec_cgroups import ExecCgroups, OwnCgroup
@@ -514,12 +514,16 @@ class OciSystem:
 
     async def update_resources(self, resources: Resources) -> None:
         self._must_run()
-        path = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.json"
-        await in_thread(write_file, path, msgspec.json.encode(resources_to_oci(resources)))
-        try:
-            await self.command("update", "--resources", path, self._id)
-        finally:
-            await in_thread(unlink_all, path)
+        by_runtime = without_rates(resources)
+        if by_runtime != Resources():
+            path = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.json"
+            await in_thread(write_file, path, msgspec.json.encode(resources_to_oci(by_runtime)))
+            try:
+                await self.command("update", "--resources", path, self._id)
+            finally:
+                await in_thread(unlink_all, path)
+        if resources != by_runtime:
+            await in_thread(set_rates, self.cgroup, resources)
         if resources.memory_bytes is not None:
             self._oom.has_a_limit()
 

@@ -13,7 +13,7 @@ from lighterman.runtimes.oci.cgroups.host import (
 from lighterman.runtimes.oci.cgroups.oom import OomEar, OomEars
 from lighterman.runtimes.oci.cgroups.options import MountOptions
 from lighterman.runtimes.oci.cgroups.poke import Poke
-from lighterman.runtimes.oci.cgroups.resources import check_resources, resources_to_oci
+from lighterman.runtimes.oci.cgroups.resources import check_resources, resources_to_oci, set_rates, without_rates
 
 __all__ = [
     "PARENT",
@@ -30,4 +30,6 @@ __all__ = [
     "group_parent",
     "has_namespaces",
     "resources_to_oci",
+    "set_rates",
+    "without_rates",
 ]

@@ -8,13 +8,16 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from lighterman.errors import InvalidSpec, NotSupported
 from lighterman.quantities import MAX_BYTES, parse_cpus
 from lighterman.runtimes.oci.cgroups import files
+from lighterman.runtimes.oci.cgroups.cgroup import Cgroup
 from lighterman.runtimes.oci.cgroups.host import PARENT, CgroupHost, Hierarchy
 from lighterman.spec import BlkioLimit, Resources
 
-__all__ = ["check_resources", "resources_to_oci"]
+__all__ = ["check_resources", "resources_to_oci", "set_rates", "without_rates"]
 
 MIN_MEMORY_BYTES = 6 * 1024 * 1024  # docker's: with less, the runtime's own start is killed
 MIN_CPUS = 0.01  # docker's: 1 ms, the kernel's smallest quota, of the period below
@@ -23,11 +26,12 @@ _CPU_SHARES = range(2, 262144 + 1)  # bounds of v1's cpu.shares
 _BLKIO_WEIGHTS = range(10, 1000 + 1)  # bounds of v1's blkio.weight, docker's too
 _MAX_LISTED = 8192  # the most CPUs a Linux kernel is built for
 
+# Ours, OCI's, the file of version 1, and the key in io.max of version 2.
 _THROTTLES = (
-    ("device_read_bps", "throttleReadBpsDevice", "blkio.throttle.read_bps_device"),
-    ("device_write_bps", "throttleWriteBpsDevice", "blkio.throttle.write_bps_device"),
-    ("device_read_iops", "throttleReadIOPSDevice", "blkio.throttle.read_iops_device"),
-    ("device_write_iops", "throttleWriteIOPSDevice", "blkio.throttle.write_iops_device"),
+    ("device_read_bps", "throttleReadBpsDevice", "blkio.throttle.read_bps_device", "rbps"),
+    ("device_write_bps", "throttleWriteBpsDevice", "blkio.throttle.write_bps_device", "wbps"),
+    ("device_read_iops", "throttleReadIOPSDevice", "blkio.throttle.read_iops_device", "riops"),
+    ("device_write_iops", "throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops"),
 )
 
 
@@ -69,7 +73,7 @@ def resources_to_oci(resources: Resources) -> dict[str, Any]:
         cpu = {"quota": round(parse_cpus(resources.cpus) * CPU_PERIOD_US), "period": CPU_PERIOD_US}
     cpu |= _set(shares=resources.cpu_shares, cpus=resources.cpuset_cpus, mems=resources.cpuset_mems)
     block = _set(weight=resources.blkio_weight)
-    for attribute, name, _ in _THROTTLES:
+    for attribute, name, *_ in _THROTTLES:
         limits: tuple[BlkioLimit, ...] = getattr(resources, attribute)
         if limits:
             block[name] = [_throttle(limit) for limit in limits]
@@ -77,6 +81,44 @@ def resources_to_oci(resources: Resources) -> dict[str, Any]:
     if resources.pids_limit is not None:
         pids = {"limit": resources.pids_limit if resources.pids_limit > 0 else files.NO_PIDS_LIMIT}
     return {key: value for key, value in _set(memory=memory, cpu=cpu, pids=pids, blockIO=block).items() if value}
+
+
+def without_rates(resources: Resources) -> Resources:
+    """The same without what `set_rates` puts in force."""
+    return msgspec.structs.replace(resources, **{attribute: () for attribute, *_ in _THROTTLES})
+
+
+def set_rates(cgroup: Cgroup, resources: Resources) -> None:
+    """Put the rates of block devices in force in a cgroup that there is: `runc update` leaves them out, without a word.
+
+    Raises: InvalidSpec for a block device that does not exist, NotSupported where the kernel does not take one.
+    """
+    host = cgroup.host
+    hierarchy = host.hierarchy_of(_block(host)) or host.hierarchy_of("io")
+    directory = files.open_directory(hierarchy.mount_point, files.split_path(cgroup.path)) if hierarchy else None
+    try:
+        for attribute, _, v1_file, v2_key in _THROTTLES:
+            for limit in getattr(resources, attribute):
+                found = _throttle(limit)
+                device, rate = f"{found['major']}:{found['minor']}", found["rate"]
+                if hierarchy is None or directory is None:
+                    taken = False
+                elif hierarchy.version == 1:
+                    taken = _is_taken(directory, v1_file, f"{device} {rate}")
+                else:
+                    taken = _is_taken(directory, "io.max", f"{device} {v2_key}={rate}")
+                if not taken:
+                    raise NotSupported(f"{attribute} of {limit.path}: the kernel does not take it for {cgroup.path}")
+    finally:
+        if directory is not None:
+            os.close(directory)
+
+
+def _is_taken(directory: int, name: str, line: str) -> bool:
+    try:
+        return files.write(directory, name, line)
+    except OSError:
+        return False
 
 
 def _set(**values: Any) -> dict[str, Any]:
@@ -190,7 +232,7 @@ def _check_blkio(resources: Resources, host: CgroupHost) -> None:
         raise InvalidSpec(f"blkio weight {weight}: must be {_BLKIO_WEIGHTS.start} to {_BLKIO_WEIGHTS.stop - 1}")
     if weight:
         _check_weight(weight, _hierarchy(host, _block(host), "a blkio weight"))
-    for attribute, _, v1_file in _THROTTLES:
+    for attribute, _, v1_file, _ in _THROTTLES:
         limits: tuple[BlkioLimit, ...] = getattr(resources, attribute)
         for limit in limits:
             _throttle(limit)
