@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -106,7 +107,10 @@ def why_not_host(*needs: str) -> str | None:
         elif need == "criu":
             from lighterman.runtimes.oci.checkpointing import why_no_checkpoints
 
-            reason = why_no_checkpoints("runc")
+            try:
+                reason = why_no_checkpoints("runc")
+            except (OSError, subprocess.TimeoutExpired) as failed:
+                reason = str(failed)
             if reason is not None:
                 return f"needs checkpoints: {reason}"
         elif need.startswith("linux>="):

@@ -36,6 +36,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         refusal: None when it ran a container here, else its last words.
         no_checkpoints: why its containers can't be checkpointed here; None where they can.
+        is_passing: something did not answer in time, or not at all: that holds for this moment only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     refusal: str | None = None
     no_checkpoints: str | None = None
+    is_passing: bool = False
 
 
 class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +71,7 @@ def probe_all(cache_file: str | None = None, *, search: str | None = None) -> tu
         return kept.probed
     _sweep()
     probed = tuple(_probe(name, path) for name, path in found)
-    # That it did not answer in time holds for this moment only.
-    if cache_file is not None and probed and all(one.version != _UNKNOWN for one in probed):
+    if cache_file is not None and probed and not any(one.is_passing for one in probed):
         _write(cache_file, Verdicts(key=key, probed=probed))
     return probed
 
@@ -106,8 +107,12 @@ def _probe(name: str, path: str) -> Probed:
         version = said.stdout.decode(errors="replace").partition("\n")[0].removeprefix(f"{name} version ").strip()
         refusal = _try_container(path)
     except (OSError, subprocess.TimeoutExpired) as failed:
-        return Probed(name=name, path=path, version=_UNKNOWN, refusal=str(failed))
-    return Probed(name=name, path=path, version=version, refusal=refusal, no_checkpoints=why_no_checkpoints(name))
+        return Probed(name=name, path=path, version=_UNKNOWN, refusal=str(failed), is_passing=True)
+    try:
+        why_not, is_passing = why_no_checkpoints(name), False
+    except (OSError, subprocess.TimeoutExpired) as failed:
+        why_not, is_passing = f"`criu check` failed: {failed}", True
+    return Probed(name=name, path=path, version=version, refusal=refusal, no_checkpoints=why_not, is_passing=is_passing)
 
 
 def _try_container(path: str) -> str | None:
