@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import uuid
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from cgroup_support import enter, host_or_skip, make, plain_v2, running
 
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, OomEar, OomEars
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, Hierarchy, OomEar, OomEars
 from support import eventually
 
 EVENTS = "low 0\nhigh 0\nmax 0\noom 0\noom_kill {}\n"
@@ -53,6 +54,23 @@ async def test_a_growing_count_is_told_once(ears: OomEars, tmp_path: Path) -> No
     await eventually(lambda: told == [1, 3])
     ear.close()
     ear.close()
+
+
+async def test_version_1_without_a_descriptor_left_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lighterman/c1").mkdir(parents=True)
+    memory = Hierarchy(mount_point=str(tmp_path), version=1, controllers=frozenset({"memory"}))
+    host = CgroupHost(layout="v1", hierarchies=(memory,))
+
+    def none_left(*_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "eventfd", none_left)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        OomEars(host).listen(
+            Cgroup("/lighterman/c1", host), limited=True, told=0, is_ending=lambda: False, tell=lambda _: None
+        )
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_what_was_told_is_not_told_again(ears: OomEars, tmp_path: Path) -> None:

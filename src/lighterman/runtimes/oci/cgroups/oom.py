@@ -190,7 +190,11 @@ class OomEars:
         directory = files.open_directory(memory.mount_point, files.split_path(cgroup.path))
         if directory is None:
             return False
-        notices = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            notices = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError:  # no more descriptors
+            os.close(directory)
+            raise
         control = None
         try:
             control = os.open("memory.oom_control", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
