@@ -158,6 +158,22 @@ async def test_L02_id_in_use_exists_and_the_first_goes_on(
     assert len(running_in("/box")) == 1
 
 
+async def test_L02_id_in_use_in_another_root_exists_and_the_first_goes_on(
+    client: Client, runtime: OciRuntime, backend: RecordingBackend, bundle_root: Path
+) -> None:
+    await client.create("box", spec(bundle_root, *SLEEP))
+    pid = backend.of("box", State.START)[0].pid
+    other = RecordingBackend()
+    async with open_runtime(name=runtime.name) as second, Client(second, other) as late:
+        if second.parent_group() != runtime.parent_group():
+            pytest.skip("each root has its containers in a scope of its own here")
+        with pytest.raises(AlreadyExists, match="of another root"):
+            await late.create("box", spec(bundle_root, *SLEEP))
+        assert (late.containers(), other.events) == ((), [])
+    assert process_is_there(pid)
+    assert backend.states("box") == ["start"]
+
+
 async def test_L02_create_that_fails_leaves_nothing(
     client: Client, backend: RecordingBackend, bundle_root: Path
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 _REMOVALS_BEHIND = 64
 # A removal begins so long after the exit was seen: whoever waits for that exit would share the interpreter with it.
 _REMOVAL_AFTER_S = 0.001
+_OF_AN_ENGINE = re.compile("[0-9a-f]{32}")  # an id that nobody else has: a look for that would make its starts slower
 
 
 class _Namespace(msgspec.Struct, frozen=True):
@@ -181,6 +183,12 @@ class OciRuntime:
         assert spec.rootfs is not None
         document = _read_document(spec.document)
         cgroup_path = f"{self.parent_group()}/{id}"
+        if not _OF_AN_ENGINE.fullmatch(id) and not await in_thread(Cgroup(cgroup_path, self._cgroups).is_empty):
+            # Without a scope of its own each root has its containers there: the end of one would be the other's.
+            raise AlreadyExists(
+                f"{self.name}: a container {id!r} of another root, or what is left of one, is in cgroup {cgroup_path}",
+                container=id,
+            )
         if document.linux.cgroups_path != cgroup_path:
             spec = _with_cgroup_path(spec, cgroup_path)
         upper = spec.rootfs.upper if isinstance(spec.rootfs, Overlay) else None
