@@ -253,6 +253,9 @@ class Container:
 
         What is None, 0 or empty stays as it is, as for docker; -1 lifts a limit of swap or pids.
 
+        A memory limit below what is used, and can't be freed, is refused by cgroup v1 (RuntimeFailed, nothing has
+        changed); with v2 it is in force at once, and the kernel kills for it: that can end the container.
+
         Raises: InvalidSpec where it does not fit the limits that stay (swap below memory), NotSupported for one that
             this host can't enforce, InvalidState if it is not running, StoreError; then nothing has changed.
         """

@@ -329,7 +329,7 @@ class Container:
         return self._loop.call(self._container.top())
 
     def update(self, resources: Resources) -> None:
-        """Change its limits while it runs."""
+        """Change its limits while it runs; less memory than it uses is refused, or kills: see `Container.update`."""
         self._loop.call(self._container.update(resources))
 
     def set_restart_policy(self, policy: str | RestartPolicy | RestartRule) -> None:
