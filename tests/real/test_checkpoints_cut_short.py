@@ -352,7 +352,8 @@ async def test_start_that_comes_to_nothing_after_the_restore_leaves_its_files(
         reached.set()
         if how == "fails":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return await asyncio.get_running_loop().create_future()
+        never: asyncio.Future[OutputSink] = asyncio.get_running_loop().create_future()
+        return await never
 
     with monkeypatch.context() as patched:
         patched.setattr(ContainerLog, "open_run", open_run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from lighterman.errors import (
 )
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.runtimes.base import Features
+from lighterman.runtimes.fake.handles import FakeComputeSystem
 from lighterman.runtimes.options import WithCheckpoint
 from lighterman.spec import Resources
 from lighterman.testing import WINDOWS
@@ -457,6 +459,37 @@ async def test_checkpoint_ends_it_and_create_starts_from_it(world: World, tmp_pa
     assert world.runtime.count("create_process") == 1
     await world.client.delete_checkpoint("one", directory)
     assert await world.client.list_checkpoints(directory) == ()
+
+
+async def test_start_from_a_checkpoint_that_is_told_is_not_undone_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.runtime.checkpoints["/checkpoints", "one"] = config("sleep")
+    order: list[str] = []
+
+    def begun(_: FakeComputeSystem) -> Callable[[], Awaitable[None]]:
+        order.append("begun")
+
+        async def in_safety() -> None:
+            order.append("in safety")
+
+        return in_safety
+
+    async def hear(info: StateInfo) -> None:
+        order.append(info.state)
+
+    monkeypatch.setattr(FakeComputeSystem, "begun", begun)
+    world.backend.on_state = hear
+    world.backend.attach_error = ValueError("no")
+    with pytest.raises(ValueError, match="no"):
+        await world.create("sleep", options=(WithCheckpoint("one", "/checkpoints"),))
+    assert order == []
+    world.backend.attach_error = None
+    system = await world.create("sleep", options=(WithCheckpoint("one", "/checkpoints"),))
+    # However soon it ends.
+    system.init.exit(0)
+    await world.backend.wait_for("c1", State.EXIT)
+    assert order == ["begun", "start", "in safety", "exit"]
 
 
 async def test_checkpointed_one_ends_for_good_whatever_its_policy(world: World, tmp_path: object) -> None:
