@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Collection
 
 from lighterman import limits
@@ -12,7 +13,7 @@ from lighterman.errors import LightermanError, LimitExceeded, OperationTimeout
 from lighterman.keeper.cgroup import is_a_container
 from lighterman.keeper.client import JobState, KeeperClient
 from lighterman.roots import StateRoot, abandoned
-from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, cgroup_host
+from lighterman.runtimes.oci.cgroups import Cgroup, CgroupHost, cgroup_host, group_of
 from lighterman.runtimes.oci.orphans import look_for_orphans
 from lighterman.threads import in_thread
 
@@ -21,6 +22,7 @@ __all__ = ["end_job", "end_orphans", "sweep"]
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0  # for what killed engines left: what does not end by then is their keepers', and delays no start
+_PAUSE_S = 0.005  # between looks whether it has ended
 
 
 async def end_orphans(
@@ -41,9 +43,10 @@ async def sweep() -> None:
         try:
             if await in_thread(os.path.exists, f"{root.run}/keeper.sock"):
                 await _end_jobs(root)
+            await in_thread(_end_containers, root)
             await in_thread(root.remove)
             log.info("removed what a killed engine left in %s", root.state)
-        except LightermanError as failed:
+        except (LightermanError, OSError) as failed:
             log.warning("what a killed engine left in %s can't be removed: %s", root.state, failed)
         finally:
             root.release()
@@ -53,15 +56,39 @@ async def _end_jobs(root: StateRoot) -> None:
     keeper = await KeeperClient.start_or_connect(root.run, root.state)
     try:
         cgroups = cgroup_host()
+        jobs = await keeper.list_jobs()
+        await end_orphans(root, keeper, {job.pid for job in jobs if job.pid is not None})
         try:
             async with asyncio.timeout(_SWEEP_S):
-                for job in await keeper.list_jobs():
+                for job in jobs:
                     await end_job(keeper, job, cgroups)
         except TimeoutError as late:
             raise OperationTimeout("what runs there does not end yet: its keeper goes on with that") from late
         await keeper.shutdown(force=True)
     finally:
         await keeper.close()
+
+
+def _end_containers(root: StateRoot) -> None:
+    """Those of a keeper that was killed as well, which no other one knows of. Blocking. Raises: OperationTimeout."""
+    runtimes = [f"{root.run}/runtime/{name}" for name in _in(f"{root.run}/runtime")]
+    ids = {id for directory in (f"{root.run}/bundles", f"{root.state}/containers", *runtimes) for id in _in(directory)}
+    if not ids:
+        return
+    cgroups = cgroup_host()
+    left = [Cgroup(group_of(root.run, id), cgroups) for id in ids]
+    deadline = time.monotonic() + _SWEEP_S
+    while left := [group for group in left if not (group.kill(wait_s=0) and group.remove())]:
+        if time.monotonic() > deadline:
+            raise OperationTimeout("what runs there does not end yet: the next engine tries again")
+        time.sleep(_PAUSE_S)
+
+
+def _in(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 async def end_job(keeper: KeeperClient, job: JobState, cgroups: CgroupHost) -> None:

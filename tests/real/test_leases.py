@@ -100,14 +100,15 @@ def test_P02_owner_killed_with_all_of_its_cgroup(root: Path, owner_of: Callable[
     job.rmdir()
 
 
+def private_root_of(owner: Owner) -> Path:
+    roots = Path(StateRoot.of(None).state).parent.iterdir()
+    return next(path for path in roots if (path / "containers" / owner.ids[0]).exists())
+
+
 @pytest.mark.parametrize("whole_session", [False, True], ids=["owner", "session"])
 def test_P02_private_root_vanishes_with_its_owner(owner_of: Callable[..., Owner], whole_session: bool) -> None:
     owner = owner_of(None, {}, {"ttl_s": 1000})
-    root = next(
-        path
-        for path in Path(StateRoot.of(None).state).parent.iterdir()
-        if (path / "containers" / owner.ids[0]).exists()
-    )
+    root = private_root_of(owner)
     run = Path(StateRoot.of(None).run).parent / root.name
     assert run.exists()
 
@@ -164,6 +165,22 @@ async def test_P02_owner_and_keeper_killed_the_next_engine_ends_it(root: Path, o
         assert exit.reason == "lease"
         await eventually(lambda: _names(engine, set()))
     assert gone(owner.ids[0])
+
+
+async def test_P02_private_owner_and_keeper_killed_the_next_engine_ends_it(owner_of: Callable[..., Owner]) -> None:
+    owner = await asyncio.to_thread(owner_of, None, {})
+    run = Path(StateRoot.of(None).run).parent / private_root_of(owner).name
+    keeper = keeper_pid()
+    # It starts no other keeper.
+    os.kill(owner.process.pid, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    owner.process.kill()
+    owner.process.wait()
+    await eventually(lambda: not process_is_there(keeper))
+    assert running_in(owner.ids[0])
+    async with Engine():
+        await eventually(lambda: gone(owner.ids[0]))
+    assert not run.exists()
 
 
 # ---- another process as the owner --------------------------------------------------------------------------------
