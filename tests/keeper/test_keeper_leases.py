@@ -310,6 +310,25 @@ async def test_groups_of_containers_whose_keeper_was_lost(keepers: Keepers, owne
     await eventually(lambda: not any(group.exists() for group in groups))
 
 
+@needs_root
+async def test_groups_of_other_leases_end_with_a_private_root(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    path = f"/lighterman/test-{uuid.uuid4().hex}"
+    group = in_one_tree(path)
+    group.mkdir(parents=True)
+    member, other = Owner(), Owner()
+    group.joinpath("cgroup.procs").write_text(str(member.process.pid))
+    await keeper.lease("root", owner.pidfd, remove=[str(keepers.directory())])
+    # As a lost keeper's successor is told of a container of another process.
+    await keeper.lease("other", other.pidfd, groups=[path])
+    await keeper.close()
+    owner.end()
+    await eventually(lambda: not group.exists())
+    assert await asyncio.to_thread(member.process.wait) == -signal.SIGKILL
+    member.close()
+    other.close()
+
+
 @pytest.mark.parametrize("path", ["/", "/lighterman", "/lighterman/", "/lighterman/../a", "/other/a", "", "relative"])
 def test_groups_that_are_no_containers_are_left_alone(path: str) -> None:
     assert not cgroup.is_a_container(path)

@@ -263,6 +263,7 @@ class Leases:
         if lease.remove:
             # The root goes, with all that is in it.
             for other in [other for other in self._leases.values() if other is not lease]:
+                lease.groups += [path for path in other.groups if path not in lease.groups]
                 self.release(other.name)
         del self._leases[lease.name]
         self._let_go(lease)
