@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeper_support import Keepers, alive, exit_code
+from keeper_support import Keepers, alive, exit_code, state
 
 from lighterman.errors import InvalidSpec, InvalidState
 from lighterman.keeper import cgroup
@@ -129,6 +129,22 @@ async def test_a_lease_goes_over_to_another_owner(keepers: Keepers, owner: Owner
     assert alive(spawned.pid)
     newer.close()
     assert (await keeper.wait_exit("a")).lease_ended
+
+
+async def test_the_end_of_an_owner_is_not_taken_for_that_of_the_next_one(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    living = Owner()
+    await keeper.lease("x", owner.pidfd)
+    # All of it in one turn of its loop; the descriptor of "y" gets the number of that of "x".
+    os.kill(keeper.pid, signal.SIGSTOP)
+    await eventually(lambda: state(keeper.pid) == "T")
+    asked = [asyncio.ensure_future(keeper.release_lease("x")), asyncio.ensure_future(keeper.lease("y", living.pidfd))]
+    await asyncio.wait(asked, timeout=0)
+    owner.end()
+    os.kill(keeper.pid, signal.SIGCONT)
+    await asyncio.gather(*asked)
+    assert not await is_refused(keepers, keeper, "y")
+    living.close()
 
 
 async def test_an_owner_that_is_dead_already(keepers: Keepers, owner: Owner) -> None:

@@ -63,10 +63,10 @@ class Keeper:
         self._watch(wake_r, select.EPOLLIN, lambda _events: self._signalled(wake_r))
         self._watch(self._listener.fileno(), select.EPOLLIN, lambda _events: self._accept())
         while not self._leaving:
-            for fd, events in self._poll.poll(self._sleep_s(), 64):
-                # A handler earlier in this turn may have closed this descriptor.
-                handler = self._handlers.get(fd)
-                if handler is not None:
+            ready = [(fd, self._handlers.get(fd), events) for fd, events in self._poll.poll(self._sleep_s(), 64)]
+            for fd, handler, events in ready:
+                # One earlier in this turn may have closed this descriptor, and its number may be another's by now.
+                if handler is not None and self._handlers.get(fd) is handler:
                     self._guard(handler, events)
             if self.jobs.unreaped:
                 self._guard(self.jobs.reap)
