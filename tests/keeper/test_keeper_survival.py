@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import struct
@@ -368,3 +369,24 @@ async def test_a_full_disk_refuses_a_spawn_and_never_an_exit(keepers: Keepers, s
     await keeper.close()
     os.kill(keeper.pid, signal.SIGTERM)
     await eventually(lambda: not alive(keeper.pid))
+
+
+async def test_an_exit_that_can_be_written_nowhere_is_told(keepers: Keepers) -> None:
+    keepers.may_complain = True
+    keeper = await keepers.connect()
+    spawned = [await keepers.spawn(keeper, keepers.job(f"j{n}", "exec sleep 1000")) for n in range(3)]
+    # Neither the slots nor the log take another byte.
+    _, hard = resource.prlimit(keeper.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(keeper.pid, resource.RLIMIT_FSIZE, (0, hard))
+    for one in spawned:
+        assert one.pid is not None
+        kill(one.pid)
+
+    async def all_told() -> bool:
+        return all(job.exit is not None for job in await keeper.list_jobs())
+
+    await eventually(all_told)
+    for n in range(3):
+        assert exit_code((await keeper.wait_exit(f"j{n}")).status) == -signal.SIGKILL
+        await keeper.acknowledge(f"j{n}")
+    assert await keeper.list_jobs() == []

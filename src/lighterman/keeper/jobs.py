@@ -149,7 +149,7 @@ class Jobs:
         try:
             self.slots.free(row.slot, filled=row.exited)
         except OSError as error:
-            print(f"slot of job {row.job} is lost: {error}", file=sys.stderr, flush=True)
+            _complain(f"slot of job {row.job} is lost: {error}")
         held, row.held = row.held, {}
         close_all(held.values())
 
@@ -340,7 +340,8 @@ class Jobs:
 
     def reap(self) -> None:
         """Runtimes first: their process is then still there to be opened, in most cases."""
-        self.unreaped = False
+        # Where anything is raised, the rest is not forgotten.
+        self.unreaped = True
         for call in list(self.calls.values()):
             pid, status = os.waitpid(call.pid, os.WNOHANG)
             if pid:
@@ -349,12 +350,11 @@ class Jobs:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                break
+                pid = 0
             if pid == 0:
+                self.unreaped = False
                 break
             self._reaped(pid, status, monotonic_ns())
-        else:
-            self.unreaped = True
 
     def _reaped(self, pid: int, status: int, now_ns: int) -> None:
         row = self.table.running(pid)
@@ -376,7 +376,7 @@ class Jobs:
             self.slots.fill(row.slot, record)
         except OSError as error:
             # A disk that fails must not hide an exit from the living.
-            print(f"exit of job {row.job} is not on disk: {error}", file=sys.stderr, flush=True)
+            _complain(f"exit of job {row.job} is not on disk: {error}")
         if self.table.ended(row, status, mono_ns, wall_ns) and self.attended:
             self._tell(row)
 
@@ -386,4 +386,12 @@ def _remove_stale(pid_file: str) -> None:
     try:
         os.unlink(pid_file)
     except FileNotFoundError:
+        return
+
+
+def _complain(text: str) -> None:
+    """In the keeper's log, if there is room."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
         return
