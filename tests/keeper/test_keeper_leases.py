@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeper_support import Keepers, alive, exit_code, state
+from keeper_support import Keepers, alive, exit_code, kill, state
 
-from lighterman.errors import InvalidSpec, InvalidState
+from lighterman.errors import InvalidSpec, InvalidState, KeeperLost
 from lighterman.keeper import cgroup
 from lighterman.keeper.client import KeeperClient
 from lighterman.keeper.slots import read_exit_slots
@@ -162,6 +162,30 @@ async def test_a_runtime_call_under_way_is_ended(keepers: Keepers, owner: Owner)
     await eventually(keeper.list_jobs)
     owner.end()
     assert (await spawning).pid is None
+
+
+async def test_what_a_killed_runtime_call_has_forked_ends_with_its_lease(keepers: Keepers, owner: Owner) -> None:
+    keeper = await keepers.connect()
+    await keeper.lease("mine", owner.pidfd, remove=[str(keepers.directory())])
+    # As crun: the child in a session of its own is the one that makes the container.
+    write = 'open F, ">", $ARGV[0] or die; print F "$$\\n"; close F;'
+    script = f"defined($pid = fork) or die; if (!$pid) {{ setsid; {write} }} sleep 1000"
+    id = f"test-{uuid.uuid4().hex}"
+    forked = keepers.root / "forked"
+    argv = ("perl", "-MPOSIX=setsid", "-e", script, str(forked), "run", id)
+    job = keepers.job("a", "", argv=argv, lease="mine", recipe={"cgroup": f"/lighterman/{id}"})
+    spawning = asyncio.create_task(keeper.spawn(job))
+    await eventually(lambda: forked.exists() and forked.read_text().endswith("\n"))
+    child = int(forked.read_text())
+    assert alive(child)
+    await keeper.close()
+    with pytest.raises(KeeperLost):
+        await spawning
+    owner.end()
+    await eventually(lambda: not alive(keeper.pid))
+    was_left = alive(child)
+    kill(child)
+    assert not was_left
 
 
 def boottime() -> float:

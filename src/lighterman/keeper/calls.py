@@ -10,12 +10,14 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from .channel import close_all, receive
 from .peer import Peer
 from .requests import FAILED, Refused
-from .table import Row
+from .table import Row, Table
 from .wire import WireError
 
 _SUN_PATH_BYTES = 108
 _SIGKILL = 9
 _MAX_DEPTH = 64  # of what a runtime starts, which is three or four deep
+_MAKERS = (b"run", b"restore", b"exec")
+_PF_EXITING = 0x4
 
 
 class Call:
@@ -185,15 +187,49 @@ def descends_from_us(pid: int) -> bool:
     return False
 
 
+def kill_forked(container: str, table: Table) -> bool:
+    """Kill what killed runtime calls have forked to make a process of a container; whether any may be left.
+
+    crun does so to detach, into a session of its own. Once its parent is dead that is a child of ours, as what it forks
+    itself is when it is dead.
+    """
+    left = False
+    for entry in os.listdir("/proc"):
+        fields = _stat(int(entry)) if entry.isdigit() else None
+        if fields is None or int(fields[1]) != os.getpid() or table.running(int(entry)) is not None:
+            continue
+        if int(fields[6]) & _PF_EXITING:
+            # It has no arguments any more, and is about to leave its children to us.
+            left = True
+        elif _makes(int(entry), container):
+            os.kill(int(entry), _SIGKILL)
+            left = True
+    return left
+
+
+def _makes(pid: int, container: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().removesuffix(b"\0").split(b"\0")
+    except OSError:
+        return False
+    return words[-1] == os.fsencode(container) and any(word in _MAKERS for word in words)
+
+
 def _parent_and_start(pid: int) -> tuple[int, int] | None:
+    fields = _stat(pid)
+    return (int(fields[1]), int(fields[19])) if fields is not None else None
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Its fields of proc(5), from the third on."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
         return None
     # The name is in parentheses and may hold any byte: the fields are counted from the last one.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return int(fields[1]), int(fields[19])
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def open_pidfd(pid: int) -> int | None:

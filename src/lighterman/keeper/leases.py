@@ -14,6 +14,7 @@ from select import EPOLLIN, EPOLLRDHUP
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 
 from . import cgroup, wire
+from .calls import kill_forked
 from .table import Row, Table
 
 _SIGKILL = 9
@@ -249,7 +250,7 @@ class Leases:
 
     def _look(self, lease: Lease, one: Row | str, attended: bool, mounts: list[str]) -> None:
         if isinstance(one, Row):
-            gone = self._table.get(one.job) is not one or _ended(one, attended, mounts)
+            gone = self._table.get(one.job) is not one or self._ended(one, attended, mounts)
         else:
             gone = cgroup.end(one, mounts) or attended
             if gone:
@@ -258,6 +259,18 @@ class Leases:
             lease.again_s = _AGAIN_S
         else:
             lease.left.append(one)
+
+    def _ended(self, row: Row, attended: bool, mounts: list[str]) -> bool:
+        """Kill a job; True when its exit is known and, unless the engine sees to that, its control groups are gone."""
+        if row.exited and attended:
+            return True
+        _kill(row)
+        path = _cgroup_of(row)
+        if path is None:
+            return row.exited
+        # Before the groups: what is left of a killed call makes them.
+        may_come = not row.exited or (row.pid is None and kill_forked(path.rpartition("/")[2], self._table))
+        return cgroup.end(path, mounts) and not may_come
 
     def _end(self, lease: Lease) -> None:
         if lease.remove:
@@ -309,15 +322,6 @@ def _kill(row: Row) -> None:
         if row.pid is not None:
             # Not reaped, by us or the runtime's last process, so the number is its own.
             os.kill(row.pid, _SIGKILL)
-
-
-def _ended(row: Row, attended: bool, mounts: list[str]) -> bool:
-    """Kill a job; True when its exit is known and, unless that is the engine's to do, its control groups are gone."""
-    if row.exited and attended:
-        return True
-    _kill(row)
-    path = _cgroup_of(row)
-    return (path is None or cgroup.end(path, mounts)) and row.exited
 
 
 def _cgroup_of(row: Row) -> str | None:
