@@ -1,6 +1,7 @@
 """An engine to be killed: `RUN JOBS PUMP ACTION`. It starts JOBS writers and says so.
 
-With PUMP 1 it moves their output into segments, as an engine does. ACTION is `stay` (until it is killed) or `leave`.
+With PUMP 1 it moves their output into segments, as an engine does. ACTION is `stay` (until it is killed), `fork` (that,
+and a child has all that it has open) or `leave`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 
@@ -81,10 +83,12 @@ async def main() -> None:
     keeper = await KeeperClient.start_or_connect(str(run), str(run), idle_s=30)
     null = os.open(os.devnull, os.O_RDWR)
     pipes = [await start(keeper, run, number, null) for number in range(jobs)]
+    if action == "fork" and os.fork() == 0:
+        signal.pause()
     print(keeper.pid, flush=True)
     if pumps:
         await asyncio.to_thread(pump, run, pipes)
-    if action == "stay":
+    if action != "leave":
         await asyncio.Event().wait()
     await keeper.close()
 

@@ -14,6 +14,7 @@ import pytest
 from keeper_support import LINES, Keepers, alive, exit_code, text_of
 from killed_engine import code_of
 
+from builds import Builds
 from lighterman.errors import KeeperLost
 from lighterman.keeper import scope
 from lighterman.keeper.client import JobExit, KeeperClient, SegmentPlan
@@ -175,6 +176,23 @@ async def test_the_process_group_of_the_owner_is_killed(keepers: Keepers) -> Non
 async def drained_exit(keeper: KeeperClient, keepers: Keepers) -> JobExit:
     await finish(keeper, "j0", keepers.directory() / "logs" / "j0")
     return await keeper.wait_exit("j0")
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+async def test_a_child_of_the_engine_that_lives_is_no_engine(keepers: Keepers, builds: Builds, upgraded: bool) -> None:
+    if upgraded:
+        # It makes a keeper of another build its own.
+        builds.use()
+        await (await keepers.connect()).close()
+    engine = await asyncio.to_thread(start_engine, keepers, 1, pump=False, action="fork")
+    try:
+        engine.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(engine.wait)
+        # The keeper sees that nobody is there, and takes the output.
+        logs = keepers.directory() / "logs" / "j0"
+        await eventually(lambda: logs.exists() and written(logs) == expected())
+    finally:
+        os.killpg(engine.pid, signal.SIGKILL)
 
 
 async def test_a_keeper_in_groups_of_its_own(keepers: Keepers) -> None:

@@ -140,12 +140,12 @@ def _other_keeper(root: Path, lost: int) -> bool:
 
 
 def _leases_of(root: Path) -> int:
-    """How many processes a root's keeper holds by pidfd; -1 while its launcher hands over to it."""
+    """How many owners a root's keeper holds by pidfd, beside its engine; -1 while its launcher hands over to it."""
     try:
         keeper = keeper_pid(root)
     except AssertionError:
         return -1
-    found = 0
+    found = -1
     for fd in Path(f"/proc/{keeper}/fd").iterdir():
         try:
             found += "pidfd" in os.readlink(fd)

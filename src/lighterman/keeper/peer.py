@@ -23,13 +23,16 @@ class PeerLost(Exception):
 class Peer:
     """A connection. `role` is empty until HELLO; `version` is the protocol that the client speaks.
 
-    Attributes: queue: messages with their descriptors that did not fit yet. untold: exits that it was not told.
+    Attributes:
+        pidfd: of an engine's process. queue: messages with their descriptors that did not fit yet.
+        untold: exits that it was not told.
     """
 
     def __init__(self, sock: socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.role = ""
+        self.pidfd: int | None = None
         self.version = wire.VERSION
         self.untold: list[Row] = []
         self.watching_writes = False

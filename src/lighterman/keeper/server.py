@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from _collections_abc import Callable
-from _socket import SO_PEERCRED, SOL_SOCKET, socket
+from _socket import SHUT_RD, SO_PEERCRED, SOL_SOCKET, socket
 from struct import Struct
 from time import monotonic
 
@@ -130,7 +130,7 @@ class Keeper:
             return
         sock = socket(self._listener.family, self._listener.type, 0, fd)
         sock.setblocking(False)
-        _, uid, _ = _UCRED.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
+        _, uid = _pid_and_user(sock)
         if uid != os.geteuid() or len(self._peers) >= _MAX_PEERS:
             sock.close()
             return
@@ -144,12 +144,38 @@ class Keeper:
         if self._peers.pop(peer.fd, None) is None:
             return
         self._unwatch(peer.fd)
+        self._unwatch_process(peer)
         peer.close()
         self.jobs.disown(peer)
         self._upgrade.disown(peer)
         if peer is self._engine:
             self._engine = None
             self.jobs.abandon()
+
+    def _watch_process(self, peer: Peer) -> None:
+        """An engine's end: a child that its program has forked keeps the connection open."""
+        pid, _ = _pid_and_user(peer.sock)
+        if not pid:
+            return  # of another pid namespace
+        try:
+            peer.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._ended(peer)
+        except OSError:
+            return  # then the connection alone tells
+        else:
+            self._watch(peer.pidfd, select.EPOLLIN, lambda _events: self._ended(peer))
+
+    def _unwatch_process(self, peer: Peer) -> None:
+        if peer.pidfd is not None:
+            self._unwatch(peer.pidfd)
+            os.close(peer.pidfd)
+            peer.pidfd = None
+
+    def _ended(self, peer: Peer) -> None:
+        self._unwatch_process(peer)
+        # What it had sent is read before the end that this makes.
+        peer.sock.shutdown(SHUT_RD)
 
     def _serve(self, peer: Peer, events: int) -> None:
         try:
@@ -246,6 +272,7 @@ class Keeper:
             older, self._engine = self._engine, peer
             if older is not None:
                 self._fence(older)
+            self._watch_process(peer)
             self.jobs.attend()
         peer.send(wire.OK, request, self._about())
 
@@ -318,6 +345,7 @@ class Keeper:
             self._add(peer)
             if left.is_the_engine:
                 self._engine = peer
+                self._watch_process(peer)
         for call in state.calls:
             self._resume_call(call, state)
         for lease in state.leases:
@@ -354,6 +382,12 @@ class Keeper:
         self.jobs.calls[call.pid] = call
         if console is not None:
             self.jobs.watch_console(call, console)
+
+
+def _pid_and_user(sock: socket) -> tuple[int, int]:
+    """Who has connected it."""
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 def _call_state(call: Call) -> CallState:
