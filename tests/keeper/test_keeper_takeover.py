@@ -226,6 +226,32 @@ async def test_a_newer_engine_fences_the_older(keepers: Keepers) -> None:
     assert exit_code((await newer.wait_exit("a")).status) == -signal.SIGTERM
 
 
+async def test_output_waits_for_a_program_that_is_not_on_the_disk(keepers: Keepers, builds: Builds) -> None:
+    keepers.may_complain = True
+    name = builds.use()
+    keeper = await keepers.connect()
+    out_r, out_w = os.pipe()
+    logs = keepers.directory() / "logs"
+    job = keepers.job(
+        "a",
+        "echo said; exec sleep 1000",
+        stdio=(keepers.null, out_w, keepers.null),
+        hold={"stdout": out_r},
+        segments=SegmentPlan(str(logs), 10_000, 5),
+    )
+    await keepers.spawn(keeper, job)
+    for fd in (out_r, out_w):
+        os.close(fd)
+    program, away = keepers.root / name, keepers.root / "away"
+    program.rename(away)
+    await keeper.close()
+    log = keepers.directory() / "keeper.log"
+    await eventually(lambda: "ModuleNotFoundError" in log.read_text())
+    away.rename(program)
+    await eventually(lambda: logs.exists() and written(logs)[1] == b"said\n")
+    assert log.read_text().count("ModuleNotFoundError") == 1
+
+
 async def test_terminal_output_while_no_engine_is_there(keepers: Keepers) -> None:
     from test_keeper_spawn import CONSOLE_RUNTIME
 

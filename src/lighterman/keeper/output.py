@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from _collections_abc import Callable
 from select import EPOLLIN
 from time import monotonic
@@ -48,6 +49,7 @@ class Mover:
                 if name in held:
                     self._sources[held[name]] = stream
         self.retry_at: float | None = None
+        self._has_complained = False
         self.resume()
 
     def resume(self) -> None:
@@ -87,6 +89,14 @@ class Mover:
             # A full disk: the container waits; nothing is lost meanwhile.
             self._suspend()
             self.retry_at = monotonic() + _RETRY_S
+            return
+        except Exception:  # noqa: BLE001
+            # A defect of ours, or this program is not on the disk any more to import the rest of it: as a full disk.
+            self._suspend()
+            self.retry_at = monotonic() + _RETRY_S
+            if not self._has_complained:
+                self._has_complained = True
+                sys.excepthook(*sys.exc_info())
             return
         if ended and self._through is not None and not self._row.exited:
             # Nobody has the terminal open at this moment; it still hangs up at each look.

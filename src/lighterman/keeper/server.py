@@ -70,7 +70,7 @@ class Keeper:
                     self._guard(handler, events)
             if self.jobs.unreaped:
                 self._guard(self.jobs.reap)
-                self._push_exits()
+                self._guard(self._push_exits)
             self._guard(self.jobs.expire)
             if self._upgrade.is_due:
                 self._guard(self._upgrade.become)
