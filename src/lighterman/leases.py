@@ -73,6 +73,7 @@ class Leases:
         self._timers: dict[str, asyncio.Task[None]] = {}
         self._owners: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, _Client] = {}
+        self._missed: set[str] = set()  # containers with a change that the lost keeper did not take
 
     # ---- what you may ask ----
 
@@ -137,6 +138,7 @@ class Leases:
             await self._host().keeper.reconnect_lease(_name(record), connection)
         except KeeperLost:
             log.debug("container %s: its next connection is given to the next keeper", record.name)
+            self._missed.add(record.id)
             if record.id in self._clients:
                 self._clients[record.id].gone_until = None
         except BaseException as failed:
@@ -158,6 +160,7 @@ class Leases:
         except KeeperLost:
             # The next keeper is told what stands in the record.
             log.debug("container %s: its lease is renewed with the next keeper", record.name)
+            self._missed.add(record.id)
 
     # ---- a container's life ----
 
@@ -174,6 +177,7 @@ class Leases:
                 await self._grant_connection(self._host().keeper, entry)
             except KeeperLost:
                 log.debug("container %s: its lease is given to the next keeper", entry.record.name)
+                self._missed.add(entry.record.id)
         self._watch(entry)
 
     def _watch(self, entry: Entry) -> None:
@@ -249,19 +253,33 @@ class Leases:
 
         Raises: KeeperLost.
         """
+        self._missed.clear()
         running = [entry.record for entry in self._books() if entry.is_registered]
         host = self._host()
         await host.lease_on(keeper, [host.group_of(one.id) for one in running if self.job_lease(one) == OWNER])
         for record in running:
-            try:
-                await self._grant(keeper, record, [host.group_of(record.id)])
-            except InvalidState:
-                log.debug("container %s: its owner ended with the keeper", record.name)
+            await self._grant_to_next(keeper, record)
         for entry in self._books():
             if entry.record.lease == "connection":
                 await self._grant_connection(keeper, entry)
+        # What was changed meanwhile was told to the lost one. After the last of them the next is everybody's at once.
+        while self._missed:
+            id = self._missed.pop()
+            current = self._books().by_id(id)
+            if current is not None and current.record.lease == "connection":
+                await self._grant_connection(keeper, current)
+            elif current is not None and current.is_registered:
+                await self._grant_to_next(keeper, current.record)
+            else:
+                await keeper.release_lease(f"container:{id}")
 
     # ---- inside ----
+
+    async def _grant_to_next(self, keeper: KeeperClient, record: Record) -> None:
+        try:
+            await self._grant(keeper, record, [self._host().group_of(record.id)])
+        except InvalidState:
+            log.debug("container %s: its owner ended with the keeper", record.name)
 
     async def _grant_connection(self, keeper: KeeperClient, entry: Entry) -> None:
         """A new lease: with the connection, or if that was lost, with the time in which the client may come back."""
@@ -354,6 +372,7 @@ class Leases:
             await self._host().keeper.release_lease(_name(record))
         except KeeperLost:
             log.debug("container %s: its lease went with the keeper", record.name)
+            self._missed.add(record.id)
 
     def _begin_timer(self, entry: Entry) -> None:
         before = self._timers.pop(entry.record.id, None)

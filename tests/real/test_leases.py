@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lease_support import CGROUPS, Owner, ends_within, gone
@@ -320,6 +321,30 @@ async def test_P02_ttl_goes_on_when_the_keeper_is_lost(root: Path) -> None:
         exit = await asyncio.wait_for(box.wait(), 60)
         assert exit.reason == "lease"
         assert exit.unknown or exit.signal == 9
+
+
+async def test_P02_ttl_renewed_while_the_keeper_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["sleep", "1000"], lease=None, ttl_s=1000)
+        await box.start()
+        granted: list[float | None] = []
+        lease = KeeperClient.lease
+
+        async def note(self: KeeperClient, name: str, owner_pidfd: int | None, **changes: Any) -> None:
+            await lease(self, name, owner_pidfd, **changes)
+            if name.endswith(box.id):
+                granted.append(changes["until"])
+                if len(granted) == 1:
+                    await box.renew(5000)
+
+        monkeypatch.setattr(KeeperClient, "lease", note)
+        lost = keeper_pid(root)
+        os.kill(lost, signal.SIGKILL)
+        await eventually(lambda: len(granted) == 2)
+        assert granted[0] is not None
+        assert granted[1] is not None
+        assert granted[1] > granted[0] + 2000
+        await box.remove(force=True)
 
 
 async def test_P02_ttl_ends_what_waits_for_its_restart(engine: Engine) -> None:
