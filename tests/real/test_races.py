@@ -59,6 +59,41 @@ async def test_start_cancelled_while_it_is_written_down_is_undone(
     assert (await container.wait()).signal == 9
 
 
+async def test_start_while_the_end_before_it_is_written_down_begins_a_run_of_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, may_go_on, told = asyncio.Event(), asyncio.Event(), list[str]()
+    books = engine.inside.books
+    tell_fact = books.tell_fact
+
+    async def slow(entry: Entry, event: Event) -> asyncio.Future[None] | None:
+        if event.kind == "exit":
+            written.set()
+            await may_go_on.wait()
+        later = await tell_fact(entry, event)
+        told.append(event.kind)
+        return later
+
+    monkeypatch.setattr(books, "tell_fact", slow)
+    container = await engine.create("busybox", ["sleep", "1000"])
+    await container.start()
+    await container.kill(9)
+    await written.wait()
+    assert container.status is Status.EXITED
+    starting = [asyncio.ensure_future(container.start()) for _ in range(2)]
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await starting[0]
+    with pytest.raises(InvalidState):
+        await starting[1]
+    assert told == ["start", "exit", "start"]
+    waiting = asyncio.ensure_future(container.wait())
+    stopped = await container.stop(grace_s=0)
+    assert stopped is not None
+    assert stopped.generation == 2
+    assert await waiting == stopped
+
+
 async def test_stop_waits_for_the_run_that_it_ended_and_for_no_other(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,8 +123,11 @@ class Runs:
 
     async def start(self, entry: Entry, *options: CreateOption, due: _Due | None = None) -> None:
         """See `Container.start`. `options`: of this run alone. due: of one that a policy asks for."""
-        self._inside.must_be_open()
         record = entry.record
+        if entry.client is not None and record.status is Status.EXITED and not entry.starting:
+            # Seen to have ended by who looks at it, while that is still being written down.
+            await entry.ended.wait()
+        self._inside.must_be_open()
         if entry not in self._inside.books:
             raise NotFound(f"container {record.name} was removed", container=record.id)
         if entry.removing:
