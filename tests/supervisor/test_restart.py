@@ -117,6 +117,27 @@ async def test_L34_verbs_that_need_a_run_are_invalid_while_it_waits(still: World
             await verb
 
 
+@pytest.mark.parametrize("verb", ["stop", "terminate", "cancel"])
+@pytest.mark.parametrize("turns", range(1))
+async def test_L34_stop_at_every_moment_of_the_end_of_the_wait(still: World, verb: str, turns: int) -> None:
+    await restarting(still)
+    still.clock._fire_next()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with still.clock.autojump():
+        if verb != "cancel":
+            await getattr(still.client, verb)("c1")
+        elif not still.client.cancel_restart("c1"):
+            await still.client.terminate("c1")
+        await still.backend.wait_for("c1", State.EXIT)
+        await still.clock.sleep(1000)
+    began = still.runtime.count("create") - 1
+    assert still.states() in (["start", "restart", "exit"], ["start", "restart", "start", "exit"])
+    assert began == 0 if turns == 0 else began <= 1
+    assert still.client.containers() == ()
+    assert not still.runtime.leftovers()
+
+
 @pytest.mark.parametrize("verb", ["stop", "terminate"])
 @pytest.mark.parametrize("operation", ["create", "start", "create_process", "stdio"])
 async def test_L34_stop_while_the_next_run_is_being_made(world: World, verb: str, operation: Any) -> None:

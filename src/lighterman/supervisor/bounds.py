@@ -42,5 +42,6 @@ class Bounds:
             async with self._clock.timeout(limit_s):
                 await flag.wait()
         except TimeoutError:
-            return False
+            # Set in the turn in which its time ran out, it is set all the same.
+            return flag.is_set()
         return True
