@@ -118,7 +118,7 @@ async def test_L34_verbs_that_need_a_run_are_invalid_while_it_waits(still: World
 
 
 @pytest.mark.parametrize("verb", ["stop", "terminate", "cancel"])
-@pytest.mark.parametrize("turns", range(1))
+@pytest.mark.parametrize("turns", range(8))
 async def test_L34_stop_at_every_moment_of_the_end_of_the_wait(still: World, verb: str, turns: int) -> None:
     await restarting(still)
     still.clock._fire_next()

@@ -322,19 +322,20 @@ class Container:
             try:
                 await self._start()
             except asyncio.CancelledError:
-                if not self._aborted:
-                    raise
-                failure.append(InvalidState(f"container {self.id} was stopped while it was being started"))
+                raise
             except BaseException as failed:  # noqa: BLE001  raised again below, in the owner
                 failure.append(failed)
 
-        self._starting = self._around.watch(start(), f"start {self.id}")
+        starting = self._starting = self._around.watch(start(), f"start {self.id}")
         try:
-            await asyncio.shield(self._starting)
+            await asyncio.wait((starting,))
         finally:
             self._starting = None
         if failure:
             raise failure[0]
+        if starting.cancelled():
+            # Perhaps before its first step: nothing in it can say so.
+            raise InvalidState(f"container {self.id} was stopped while it was being started")
 
     async def _start(self) -> None:
         """The order of specs/lifecycle.md §3; on a failure nothing is left, and the first error is raised."""
