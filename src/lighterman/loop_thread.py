@@ -23,6 +23,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: set[asyncio.Task[None]] = set()  # iterators that were left; a loop alone keeps no task alive
 
     def start(self) -> None:
         """Return when it runs. Raises: InvalidState if it does already."""
@@ -87,9 +88,21 @@ class LoopThread:
             while (item := self.call(_next(items))) is not None:
                 yield item
         finally:
-            # Left early, perhaps only when it is collected, long after the engine's close.
-            with suppress(InvalidState):
-                self.call(_end(items))
+            self._end_soon(items)
+
+    def _end_soon(self, items: AsyncIterator[T]) -> None:
+        # Left early, it may be collected in any thread, the loop's own too, and in the middle of anything: this must
+        # neither wait nor take the lock.
+        loop = self._loop
+
+        def begin() -> None:
+            ending = asyncio.get_running_loop().create_task(_end(items))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+        if loop is not None:
+            with suppress(RuntimeError):  # closed meanwhile: it has ended all of its iterators
+                loop.call_soon_threadsafe(begin)
 
 
 async def _made(make: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
