@@ -523,6 +523,19 @@ async def test_failed_checkpoint_is_no_stop(world: World, tmp_path: object) -> N
     await world.backend.wait_for("c1", State.START, count=2)
 
 
+async def test_failed_checkpoint_takes_back_no_stop_made_meanwhile(world: World, tmp_path: object) -> None:
+    world.plan.at("checkpoint", delay_s=5, error=FAILED)
+    system = await world.create("ignore-term", options=(policy("always"),))
+    making = asyncio.create_task(world.client.create_checkpoint("c1", "one", str(tmp_path)))
+    await world.clock.settle()
+    await world.client.signal("c1", 15)
+    with pytest.raises(RuntimeFailed):
+        await making
+    system.init.exit(0)
+    await world.client.wait("c1")
+    assert world.states() == ["start", "exit"]
+
+
 async def test_cancelled_checkpoint_is_made_all_the_same(world: World, tmp_path: object) -> None:
     await world.create("sleep")
     world.plan.at("checkpoint", delay_s=5)

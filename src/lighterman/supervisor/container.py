@@ -211,7 +211,6 @@ class Container:
 
     async def checkpoint(self, name: str, directory: str, *, leave_running: bool) -> None:
         """Write its state to disk. Unless it is left running, it ends by that, and as one that was asked to end."""
-        marked_before = self._manually_stopped
         making: list[asyncio.Task[None]] = []
 
         async def make(run: Run) -> None:
@@ -228,7 +227,7 @@ class Container:
                 run.saving = None
 
         async def save(run: Run) -> None:
-            self._manually_stopped = self._manually_stopped or not leave_running
+            run.ends_by_checkpoint = not leave_running
             # Its size is that of the memory: no fixed bound fits.
             work = run.system.checkpoint(name, directory, leave_running=leave_running)
             making.append(self._around.finish(work, f"checkpoint {self.id}"))
@@ -236,7 +235,7 @@ class Container:
                 await asyncio.shield(making[0])
             except LightermanError:
                 if not run.ended:
-                    self._manually_stopped = marked_before
+                    run.ends_by_checkpoint = False
                 raise
 
         try:
@@ -482,7 +481,7 @@ class Container:
                 finished_at=end.finished_at,
             ),
             forced=run.restart_reason,
-            lease_ended=end.code is not None and end.code.reason == "lease",
+            for_good=run.ends_by_checkpoint or (end.code is not None and end.code.reason == "lease"),
         )
         self._run = None
         how = how_it_ended(run.init, end)
@@ -499,12 +498,12 @@ class Container:
         self._tell(run, State.RESTART, then=run.init.forget, **told)
         return await self._restart(run, decision, how)
 
-    def _decide(self, end: RunEnd, forced: str | None = None, *, lease_ended: bool = False) -> Decision:
+    def _decide(self, end: RunEnd, forced: str | None = None, *, for_good: bool = False) -> Decision:
         decision: Decision
         try:
             decision = self._restarts.decide(
                 end,
-                manually_stopped=self._manually_stopped or lease_ended,
+                manually_stopped=self._manually_stopped or for_good,
                 ran_for_s=end.ran_for_s,
                 now=self._clock.mono(),
                 jitter=self._around.jitter(),

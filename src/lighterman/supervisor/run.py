@@ -37,6 +37,7 @@ class Run:
     restored: bool = False  # until it is known not to be paused: its PAUSE may have been told by an earlier engine
     thaw_wanted: bool = False  # somebody wants it to die or to stop: a pause under way must not freeze it for ever
     saving: str | None = None  # the checkpoint that is being made: all of it is frozen meanwhile
+    ends_by_checkpoint: bool = False  # nothing follows it, as after a stop; one that fails takes back no stop
     stopping: bool = False
     killed_at: float | None = None  # when its end by SIGKILL was asked for first, Unix time
     restart_reason: str | None = None  # why another run is to follow whatever the policy
