@@ -162,6 +162,27 @@ async def test_L04_stop_of_a_frozen_container_that_survives_is_told_as_resumed(w
     assert world.states() == ["start", "pause", "resume"]
 
 
+async def test_L04_what_has_survived_a_stop_signal_can_be_paused(world: World) -> None:
+    system = await world.create("ignore-term")
+    await world.clock.settle()
+    await world.client.signal("c1", 15)
+    await world.client.pause("c1")
+    assert system.frozen
+    assert world.states() == ["start", "pause"]
+
+
+async def test_L04_what_is_being_stopped_does_not_stay_paused(world: World) -> None:
+    system = await world.create("ignore-term")
+    await world.clock.settle()
+    stopping = asyncio.create_task(world.client.stop("c1", grace_s=60))
+    await world.clock.settle()
+    await world.client.pause("c1")
+    assert not system.frozen
+    await stopping
+    await world.backend.wait_for("c1", State.EXIT)
+    assert world.states() == ["start", "pause", "resume", "exit"]
+
+
 @pytest.mark.parametrize("signal", [9, 15, 18])
 async def test_L04_already_stopped_is_no_error(world: World, signal: int) -> None:
     """Between the init's end and EXIT the container is still registered."""

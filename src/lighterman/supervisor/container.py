@@ -181,6 +181,8 @@ class Container:
             raise InvalidState(f"container {self.id} is paused already")
         if run.killed_at is not None:
             raise InvalidState(f"container {self.id} is being killed", operation="pause", container=self.id)
+        # A stop signal that it has survived is no reason to thaw it; a stop that goes on is.
+        run.thaw_wanted = run.stopping
         run.pause_unknown = True
         # Whoever thaws it meanwhile thaws this pause, of which nothing was told, not one before the engine's time.
         restored, run.restored = run.restored, False
