@@ -353,7 +353,8 @@ class Entry:
         if self.record.generation == 0 and not self.starting and self.record.exit is None:
             raise InvalidState(f"{self.client_name} was never started")
         await self.ended.wait()
-        if self.record.exit is None:
+        # The engine may have been closed in a back-off: another run follows that end, by the next engine.
+        if self.record.exit is None or self.record.status is Status.RESTARTING:
             why = "is no longer watched by this engine" if self.record.started_at is not None else "was never started"
             raise InvalidState(f"{self.client_name} {why}")
         return self.record.exit

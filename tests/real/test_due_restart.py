@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from reboot_support import change_record, rows
 
-from lighterman import RestartPolicy
+from lighterman import InvalidState, RestartPolicy
 from lighterman.engine import Engine
 from lighterman.lifecycle.restart import RestartRate
 from support import eventually
@@ -120,6 +120,17 @@ async def test_P01_a_back_off_that_nobody_has_stopped_goes_on(root: Path) -> Non
         await box.stop()
         assert (box.status, (await box.wait()).code) == ("exited", 5)
         await box.remove()
+
+
+async def test_P01_who_waits_hears_of_no_end_when_the_engine_is_closed_in_a_back_off(root: Path) -> None:
+    later = RestartPolicy(name="always", initial_delay_s=1000.0, max_delay_s=1000.0)
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["false"], name="box", lease=None, restart=later)
+        await box.start()
+        waiting = asyncio.ensure_future(box.wait())
+        await eventually(lambda: box.status == "restarting")
+    with pytest.raises(InvalidState, match="no longer watched"):
+        await waiting
 
 
 async def test_P02_time_of_who_waits_for_its_restart_goes_on(root: Path) -> None:
