@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -224,7 +224,7 @@ async def test_L02_cancelled_create_waits_no_longer_than_its_limit(still: World)
     still.leaves_something = True
 
 
-@pytest.mark.parametrize("how", ["cancel", "terminate", "stop"])
+@pytest.mark.parametrize("how", ["cancel", "terminate", "stop", "close"])
 async def test_L02_create_that_waits_for_an_old_clean_up_can_be_given_up(world: World, how: str) -> None:
     world.plan.at("shutdown", delay_s=60, nth=1)
     system = await world.create("sleep")
@@ -235,7 +235,7 @@ async def test_L02_create_that_waits_for_an_old_clean_up_can_be_given_up(world: 
     if how == "cancel":
         creating.cancel()
     else:
-        await getattr(world.client, how)("c1")
+        await (world.client.close() if how == "close" else getattr(world.client, how)("c1"))
     await asyncio.wait([creating])
     await world.clock.sleep(1000)
     assert creating.cancelled() or creating.exception() is not None
@@ -582,6 +582,33 @@ async def test_closing_the_client_frees_who_waits(world: World) -> None:
     await asyncio.wait([waiting])
     assert waiting.done()
     assert waiting.exception() is not None
+    world.leaves_something = True
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("verb", ["create", "restore", "pause", "exec"])
+async def test_closing_the_client_in_any_moment_of_a_verb_frees_who_asked(world: World, verb: str, turns: int) -> None:
+    if verb != "create":
+        await world.create("sleep")
+        await world.clock.settle()
+    if verb == "restore":
+        await world.engine_dies()
+    asked: Coroutine[Any, Any, object]
+    match verb:
+        case "create":
+            asked = world.client.create("c1", world.spec("sleep"))
+        case "restore":
+            asked = world.client.restore("c1", spec=world.spec("sleep"))
+        case "pause":
+            asked = world.client.pause("c1")
+        case _:
+            asked = world.client.add_process("c1", "x", config("sleep"))
+    asking = asyncio.create_task(asked)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await world.client.close()
+    await asyncio.wait([asking])
+    assert world.client.containers() == ()
     world.leaves_something = True
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any
 
 from lighterman import limits
 from lighterman.clock import Clock, SystemClock
@@ -94,7 +95,7 @@ class Client:
         If cancelled: it is undone, and the cancellation is raised when it is gone or limits.CANCEL_S has passed.
         """
         container = self._register(id, spec, options)
-        self._tasks.watch(self._live(container), f"owner of {id}")
+        self._begin(container, self._live(container))
         try:
             await asyncio.shield(container.started)
         except asyncio.CancelledError:
@@ -112,7 +113,7 @@ class Client:
             spec = Spec(process=ProcessConfig())
             options = tuple(option for option in options if isinstance(option, FirstRun))
         container = self._register(id, spec, options)
-        self._tasks.watch(self._live(container, restore=True), f"owner of {id}")
+        self._begin(container, self._live(container, restore=True))
         await asyncio.shield(container.started)
 
     async def wait(self, id: str) -> StateInfo:
@@ -253,6 +254,11 @@ class Client:
         container = Container(id, spec, options, around)
         self._containers[id] = container
         return container
+
+    def _begin(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
+        owner = self._tasks.watch(life, f"owner of {container.id}")
+        # One that is cancelled before it owns the container can't answer who waits.
+        owner.add_done_callback(lambda _: container.leave())
 
     async def _live(self, container: Container, *, restore: bool = False) -> None:
         # The id was free when EXIT was told, but the old run's remains may still be on their way out [L24].

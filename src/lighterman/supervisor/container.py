@@ -295,7 +295,16 @@ class Container:
                 await watching
                 run = await self._settle(run)
         finally:
-            self._leave()
+            self.leave()
+
+    def leave(self) -> None:
+        """Nobody owns it any more: who waits hears so. Again is nothing."""
+        self._verbs.refuse()
+        self._around.unregister(self)
+        self.gone.set()
+        nobody = InvalidState(f"container {self.id} is no longer watched", container=self.id)
+        fail(self.started, nobody)
+        fail(self._final, nobody)
 
     # ---- the chapters, in the same order -------------------------------------------------------------------------
 
@@ -567,14 +576,6 @@ class Container:
             },
         )
         return None
-
-    def _leave(self) -> None:
-        self._verbs.refuse()
-        self._around.unregister(self)
-        self.gone.set()
-        nobody = InvalidState(f"container {self.id} is no longer watched", container=self.id)
-        fail(self.started, nobody)
-        fail(self._final, nobody)
 
     # ---- what the chapters and the verbs share -------------------------------------------------------------------
 

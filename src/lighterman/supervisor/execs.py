@@ -61,6 +61,8 @@ class Execs:
         run.execs[name] = life
         pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         life.task = self._watch(self._live(run, life, config, pid), f"exec {name} in {self._id}")
+        # Cancelled, perhaps before its first step.
+        life.task.add_done_callback(lambda _: fail(pid, self._ended()))
         return await asyncio.shield(pid)
 
     async def restore(self, run: Run, known: Sequence[KnownExec]) -> None:
@@ -130,7 +132,6 @@ class Execs:
         except BaseException as failed:
             run.execs.pop(life.name, None)
             if isinstance(failed, asyncio.CancelledError):
-                fail(pid, AlreadyStopped(f"container {self._id} ended meanwhile", container=self._id))
                 raise
             fail(pid, failed.__cause__ if isinstance(failed, AttachFailed) and failed.__cause__ else failed)
             return
@@ -146,6 +147,9 @@ class Execs:
         if process.has_unwanted_stdin:
             self._finish(process.close_unwanted_stdin(), f"close stdin of {life.name} in {self._id}")
         await self._live_to_end(run, life, process)
+
+    def _ended(self) -> AlreadyStopped:
+        return AlreadyStopped(f"container {self._id} ended meanwhile", container=self._id)
 
     async def _start(self, run: Run, life: ExecLife, config: ProcessConfig) -> Process:
         try:

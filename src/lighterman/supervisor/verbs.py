@@ -58,15 +58,14 @@ class VerbQueue:
         async def carry_out() -> None:
             try:
                 await act(run)
-            except asyncio.CancelledError:
-                fail(done, self._ended())
-                raise
             except Exception as failed:  # noqa: BLE001  belongs to who asked
                 fail(done, failed)
             else:
                 succeed(done)
 
         verb = self._watch(carry_out(), f"verb of {self._container_id}")
+        # Cancelled, perhaps before its first step.
+        verb.add_done_callback(lambda _: fail(done, self._ended()))
         exited = asyncio.ensure_future(run.init.exited.wait())
         try:
             await asyncio.wait((verb, exited), return_when=asyncio.FIRST_COMPLETED)
