@@ -218,6 +218,27 @@ async def test_L06_restore_that_hangs_has_a_deadline(world: World, operation: An
     world.leaves_something = operation == "open"
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("verb", ["stop", "terminate", "kill", "stop signal"])
+async def test_L06_stop_while_it_is_being_restored(world: World, verb: str, fails: bool) -> None:
+    await outlived(world)
+    world.plan.at("open_process", delay_s=5, error=FAILED if fails else None)
+    restoring = asyncio.create_task(world.client.restore("c1", policy("always"), spec=world.spec("sleep")))
+    await world.clock.settle()
+    match verb:
+        case "stop" | "terminate":
+            await getattr(world.client, verb)("c1")
+        case "kill":
+            await world.client.signal("c1", 9)
+        case "stop signal":
+            await world.client.signal("c1", 15)
+    await restoring
+    await world.backend.wait_for("c1", State.EXIT)
+    await world.clock.sleep(1000)
+    assert world.states() == (["exit"] if fails else ["restore", "exit"])
+    assert not world.runtime.leftovers()
+
+
 async def test_L06_exec_that_can_not_be_reopened_does_not_end_the_container(world: World) -> None:
     await world.create("sleep")
     await world.client.add_process("c1", "x", config("sleep"))

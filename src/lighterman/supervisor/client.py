@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from lighterman import limits
 from lighterman.clock import Clock, SystemClock
@@ -95,7 +94,7 @@ class Client:
         If cancelled: it is undone, and the cancellation is raised when it is gone or limits.CANCEL_S has passed.
         """
         container = self._register(id, spec, options)
-        self._begin(container, self._live(container))
+        self._begin(container)
         try:
             await asyncio.shield(container.started)
         except asyncio.CancelledError:
@@ -112,8 +111,8 @@ class Client:
         if spec is None:
             spec = Spec(process=ProcessConfig())
             options = tuple(option for option in options if isinstance(option, FirstRun))
-        container = self._register(id, spec, options)
-        self._begin(container, self._live(container, restore=True))
+        container = self._register(id, spec, options, restores=True)
+        self._begin(container)
         await asyncio.shield(container.started)
 
     async def wait(self, id: str) -> StateInfo:
@@ -234,7 +233,7 @@ class Client:
             raise NotFound(f"no container {id!r} is running here", container=id)
         return container
 
-    def _register(self, id: str, spec: Spec, options: Sequence[CreateOption]) -> Container:
+    def _register(self, id: str, spec: Spec, options: Sequence[CreateOption], *, restores: bool = False) -> Container:
         if self._closed:
             raise InvalidState("the client is closed")
         if id in self._containers:
@@ -251,21 +250,21 @@ class Client:
             jitter=self._jitter,
             restart_rate=self._restart_rate,
         )
-        container = Container(id, spec, options, around)
+        container = Container(id, spec, options, around, restores=restores)
         self._containers[id] = container
         return container
 
-    def _begin(self, container: Container, life: Coroutine[Any, Any, None]) -> None:
-        owner = self._tasks.watch(life, f"owner of {container.id}")
+    def _begin(self, container: Container) -> None:
+        owner = self._tasks.watch(self._live(container), f"owner of {container.id}")
         # One that is cancelled before it owns the container can't answer who waits.
         owner.add_done_callback(lambda _: container.leave())
 
-    async def _live(self, container: Container, *, restore: bool = False) -> None:
+    async def _live(self, container: Container) -> None:
         # The id was free when EXIT was told, but the old run's remains may still be on their way out [L24].
         cleaning = self._cleaning.get(container.id)
         if cleaning is not None:
             await asyncio.wait((cleaning,))
-        await container.live(restore=restore)
+        await container.live()
 
     async def _undo(self, container: Container) -> None:
         try:

@@ -47,9 +47,14 @@ T = TypeVar("T")
 
 
 class Container:
-    """Owned by one task, `live`. Verbs ask the owner, or act where they must not wait; cancelled, they stop waiting."""
+    """Owned by one task, `live`. Verbs ask the owner, or act where they must not wait; cancelled, they stop waiting.
 
-    def __init__(self, id: str, spec: Spec, options: Sequence[CreateOption], around: Surroundings) -> None:
+    Args: restores: its first run is what outlived an earlier engine.
+    """
+
+    def __init__(
+        self, id: str, spec: Spec, options: Sequence[CreateOption], around: Surroundings, *, restores: bool = False
+    ) -> None:
         self.id = id
         self.spec = spec
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,6 +67,10 @@ class Container:
         self._restarts = RestartManager(self._chosen.policy, self._first.restarts)
         self._manually_stopped = self._first.manually_stopped
         self._aborted = False
+        self._restores = restores
+        self._known = Flag()  # whether there is something to be stopped: an earlier engine's run is, or is gone
+        if not restores:
+            self._known.set()
         self._generation = self._first.generation - 1
         self._run: Run | None = None
         self._end: ProcessEnd | None = None
@@ -89,8 +98,9 @@ class Container:
     async def signal(self, signal: int) -> None:
         """Deliver one signal to the init process; SIGKILL terminates all of it. Already stopped is not an error [L04].
 
-        Never waits for another verb.
+        Never waits for another verb; for a restore that is under way.
         """
+        await self._known.wait()
         kill = signal == SIGKILL
         manual = kill or signal == self.spec.stop_signal
         if manual and self._cut_restart_wait():
@@ -133,6 +143,7 @@ class Container:
         await self._in_own_task(self._stop(grace_s), f"stop {self.id}")
 
     async def _stop(self, grace_s: float) -> None:
+        await self._known.wait()
         run = self._run
         if run is None or run.init is None:
             await self.signal(self.spec.stop_signal)
@@ -155,6 +166,7 @@ class Container:
 
     async def terminate(self) -> None:
         """End all of it now. Valid at any moment; returns when the exit is known."""
+        await self._known.wait()
         run = self._run
         await self._in_own_task(self.signal(SIGKILL), f"kill {self.id}")
         if run is None or run.init is None:
@@ -285,10 +297,10 @@ class Container:
 
     # ---- the whole life ------------------------------------------------------------------------------------------
 
-    async def live(self, *, restore: bool = False) -> None:
+    async def live(self) -> None:
         """Own this container until its EXIT is told. Cancelled: stop watching, leave it running."""
         try:
-            run = await self._first_run(restore)
+            run = await self._first_run()
             while run is not None:
                 watching = self._around.watch(self._watch(run), f"watch {self.id}")
                 await self._verbs.serve(run)
@@ -302,15 +314,16 @@ class Container:
         self._verbs.refuse()
         self._around.unregister(self)
         self.gone.set()
+        self._known.set()
         nobody = InvalidState(f"container {self.id} is no longer watched", container=self.id)
         fail(self.started, nobody)
         fail(self._final, nobody)
 
     # ---- the chapters, in the same order -------------------------------------------------------------------------
 
-    async def _first_run(self, restore: bool) -> Run | None:
+    async def _first_run(self) -> Run | None:
         try:
-            await (self._restore_run() if restore else self._start_in_own_task())
+            await (self._restore_run() if self._restores else self._start_in_own_task())
         except AttachFailed as failed:
             fail(self.started, failed.__cause__ or failed)
             return None
@@ -445,6 +458,7 @@ class Container:
             return
         assert run.init is not None
         self._run = run
+        self._known.set()
         self._tell(run, State.RESTORE, started_at=run.init.started_at, started_mono=run.init.started_mono)
         self._watch_oom(run, self._first.oom_kills)
         await self._execs.restore(run, self._first.execs)
