@@ -57,6 +57,7 @@ RESTART_BACKOFF_FIRST_S = 0.1  # 2016's, kept
 RESTART_BACKOFF_MAX_S = 60.0  # 2016 had no ceiling
 RESTART_RESET_S = 10.0  # a run this long resets the back-off
 RESTART_ENDS_KEPT = 100  # ends that are remembered of one container, for its start limit and for policies as code
+PROBE_END_S = 1.0  # for the end of a container that has made its probe fail to become known
 HEALTH_RESULTS_KEPT = 5  # results of probes that are kept, docker's number
 PROBE_OUTPUT_BYTES = 4096  # kept of one probe, likewise
 READY_LINE_BYTES = 65536  # of one line that a log pattern is tried on

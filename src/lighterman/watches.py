@@ -273,13 +273,24 @@ class Watches:
             if acts:
                 self._act_on(entry, wanted)
 
+        def cannot_answer() -> bool:
+            record, client = entry.record, entry.client
+            # Long before its end is told.
+            is_over = client is None or not client.is_running(record.id)
+            return is_over or record.status is Status.PAUSED or record.saving is not None
+
+        async def end_may_come() -> None:
+            if entry.client is not None:
+                await entry.client.ends_within(entry.record.id, limits.PROBE_END_S)
+
         await watch_health(
             monitor,
             probe,
             changed,
             clock=self._clock,
             spawn=self._tasks.watch,
-            is_frozen=lambda: entry.record.status is Status.PAUSED or entry.record.saving is not None,
+            cannot_answer=cannot_answer,
+            end_may_come=end_may_come,
         )
 
     async def _execute(self, entry: Entry, wanted: Exec) -> Answer:

@@ -234,7 +234,8 @@ async def test_drop_by_drop_the_deadline_is_one_for_all(reach: Reach, piece: byt
             changed,
             clock=SystemClock(),
             spawn=tasks.watch,
-            is_frozen=lambda: False,
+            cannot_answer=lambda: False,
+            end_may_come=lambda: asyncio.sleep(0),
         )
         tasks.watch(watching, "watch")
         assert await asyncio.wait_for(unhealthy, 30) is Health.UNHEALTHY

@@ -288,6 +288,16 @@ async def test_paused_is_not_unhealthy(engine: Engine) -> None:
         assert box.health.status is Health.HEALTHY
 
 
+async def test_a_probe_that_dies_with_the_container_finds_nothing(engine: Engine) -> None:
+    check = often(Exec(["sh", "-c", "touch /probing; exec sleep 1000"]), retries=1, on_unhealthy="restart")
+    script = "until [ -e /probing ]; do sleep 0.01; done; exit 0"
+    for _ in range(5):
+        async with shell(engine, script, health=check) as box:
+            ended = await box.wait()
+            assert (ended.code, ended.reason) == (0, None)
+            assert await event_kinds(engine, box) == ["create", "start", "exit"]
+
+
 async def test_startup_probe_comes_first(engine: Engine) -> None:
     check = often(File("/never"), startup=File("/up"), start_period_s=1000, retries=1)
     async with shell(engine, "exec sleep 1000", health=check) as box:

@@ -26,6 +26,7 @@ class Watched:
         self.told: list[tuple[float, Health]] = []
         self.up_at: list[float] = []
         self.frozen = False
+        self.end_s: float | None = None  # so long after a probe its container is seen to have ended
         self.answer: Callable[[], Any] = lambda: (True, "fine")
         self.in_flight = 0
         self.most = 0
@@ -40,7 +41,8 @@ class Watched:
                 self._changed,
                 clock=self.clock,
                 spawn=self.tasks.watch,
-                is_frozen=lambda: self.frozen,
+                cannot_answer=lambda: self.frozen,
+                end_may_come=self._end_may_come,
             ),
             "watch",
         )
@@ -56,6 +58,11 @@ class Watched:
             return found
         finally:
             self.in_flight -= 1
+
+    async def _end_may_come(self) -> None:
+        if self.end_s is not None:
+            await self.clock.sleep(self.end_s)
+            self.frozen = True
 
     async def _changed(self, status: Health | None) -> None:
         now = self.clock.mono() - self.began
@@ -138,6 +145,17 @@ async def test_output_is_bounded(watched: Watched) -> None:
     monitor = watched.begin(interval_s=1)
     await watched.clock.advance(3)
     assert 0 < len(monitor.report.log[0].output.encode()) <= limits.PROBE_OUTPUT_BYTES
+
+
+async def test_what_the_end_of_a_container_has_made_fail_says_nothing(watched: Watched) -> None:
+    watched.answer = lambda: (False, "killed")
+    watched.end_s = 0.2
+    monitor = watched.begin(interval_s=1, retries=2)
+    await watched.clock.advance(10)
+    assert watched.told == []
+    # Only what would be told of waits for it.
+    assert [at for at, _ in watched.asked] == [1, 2]
+    assert (monitor.status, monitor.report.failing_streak) == (Health.STARTING, 1)
 
 
 async def test_a_frozen_container_is_left_alone(watched: Watched) -> None:

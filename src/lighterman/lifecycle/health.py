@@ -89,6 +89,11 @@ class HealthMonitor:
             return min(check.start_interval_s, check.interval_s), which
         return check.interval_s, which
 
+    def is_last_try(self, now: float) -> bool:
+        """Whether a probe that fails now makes it unhealthy."""
+        counts = self.status is not Health.STARTING or not self._in_start_period(now)
+        return counts and self.status is not Health.UNHEALTHY and self._streak + 1 >= self.check.retries
+
     def observe(self, result: ProbeResult, now: float) -> Health | None:
         """Take in what a probe found; the new status if it has changed."""
         self._at_once = False

@@ -87,6 +87,16 @@ class Client:
         """The ids that are registered: from `create` until EXIT is told."""
         return tuple(self._containers)
 
+    def is_running(self, id: str) -> bool:
+        """Whether a run of it is under way, whose end is not known yet; it is before anything is told of that."""
+        container = self._containers.get(id)
+        return container is not None and container.is_running
+
+    async def ends_within(self, id: str, limit_s: float) -> bool:
+        """Whether nothing of it runs, or the end of what does becomes known within `limit_s` seconds."""
+        container = self._containers.get(id)
+        return container is None or await container.ends_within(limit_s)
+
     async def create(self, id: str, spec: Spec, *options: CreateOption) -> None:
         """Create the compute system and start it; on any failure nothing is left registered or running.
 

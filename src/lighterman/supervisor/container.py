@@ -277,6 +277,15 @@ class Container:
         """The run whose statistics and processes can be asked for. Raises: InvalidState where nothing runs."""
         return self._running()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a run is under way, whose end has not been observed."""
+        return self._run is not None and not self._run.ended
+
+    async def ends_within(self, limit_s: float) -> bool:
+        """Whether no run is under way, or the end of the one that is is observed within `limit_s` seconds."""
+        return self._run is None or await self._stopping.exits_within(self._run, limit_s)
+
     async def wait(self) -> StateInfo:
         """Its EXIT, once that has been told; a restart is not the end."""
         return await asyncio.shield(self._final)

@@ -26,20 +26,23 @@ async def watch_health(
     *,
     clock: Clock,
     spawn: Spawn,
-    is_frozen: Callable[[], bool],
+    cannot_answer: Callable[[], bool],
+    end_may_come: Callable[[], Awaitable[object]],
 ) -> None:
     """Until it is cancelled: one probe after the other, never two at a time.
 
     Args:
         changed: told of each change of status, and with None of the startup probe's success; awaited before the next
             probe.
-        is_frozen: a paused container can't answer; its probes are left out.
+        cannot_answer: whether it is paused, or its run has ended: probes are left out, and one that fails says nothing.
+        end_may_come: awaited before a failure makes it unhealthy: an end of its run takes a probe with it, and becomes
+            known only after that.
     """
     hanging: asyncio.Task[None] | None = None
     while True:
         wait_s, which = monitor.next_probe(clock.mono())
         await clock.sleep(wait_s)
-        if is_frozen():
+        if cannot_answer():
             if wait_s <= 0:
                 await clock.sleep(monitor.check.interval_s)
             continue
@@ -48,9 +51,12 @@ async def watch_health(
             ok, output = False, "the probe before has not ended yet"
         else:
             hanging, (ok, output) = await _probe_once(probe, which, monitor.check.timeout_s, clock, spawn)
-        if is_frozen() and not ok:
-            continue
         now = clock.mono()
+        if not ok:
+            if not cannot_answer() and monitor.is_last_try(now):
+                await end_may_come()
+            if cannot_answer():
+                continue
         result = ProbeResult(ok=ok, output=_bounded(output), at=clock.wall(), took_s=now - began, which=which)
         was_over = monitor.startup_over
         status = monitor.observe(result, now)
