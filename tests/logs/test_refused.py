@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lighterman.keeper import drops
+from lighterman.keeper import drops, files
 from lighterman.keeper.drops import make_drain
 from lighterman.keeper.output import Mover
 from lighterman.keeper.segments import (
@@ -29,7 +29,7 @@ from lighterman.logs.container import ContainerLog
 from lighterman.logs.pipes import make_output_pipe
 from lighterman.logs.pump import OutputPump
 from lighterman.logs.query import log_query
-from lighterman.logs.reader import Cursor, LogRecord, read_frames
+from lighterman.logs.reader import Cursor, LogRecord, StreamName, read_frames
 from lighterman.logs.sink import StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.spec import LogPolicy
@@ -44,7 +44,7 @@ class Refusing:
         self.frames = self.new_files = self.slots = self.slot_files = self.deleting = False
         put_header: Callable[..., int] = SegmentWriter._put_header
         open_file: Callable[..., None] = SegmentWriter._open
-        pwrite, open_slot = drops.pwrite, drops._open
+        pwrite, open_slot = files.pwrite, drops._open
         unlink = os.unlink
 
         def header(writer: SegmentWriter, *arguments: int) -> int:
@@ -423,8 +423,9 @@ async def test_what_was_rotated_away_before_another_streams_drop_is_told_to_each
     os.unlink(tmp_path / "1" / segment_name(0))
     log = ContainerLog(None, tmp_path)  # type: ignore[arg-type]
     assert sum([record.lost async for record in log.records()]) == 4064 + 7
-    for streams, lost, data in ((("stdout",), 4064, b"kept"), (("stderr",), 4064 + 7, b"")):
-        records = [record async for record in log.select(log_query(streams=streams))]
+    wanted: list[tuple[StreamName, int, bytes]] = [("stdout", 4064, b"kept"), ("stderr", 4064 + 7, b"")]
+    for stream, lost, data in wanted:
+        records = [record async for record in log.select(log_query(streams=stream))]
         assert sum(record.lost for record in records) == lost
         assert b"".join(record.data for record in records) == data
 
