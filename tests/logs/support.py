@@ -24,6 +24,17 @@ async def eventually(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
+async def write_all(fd: int, data: bytes) -> None:
+    """Write it in a thread, however long the pipe is full."""
+
+    def write() -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    await asyncio.to_thread(write)
+
+
 @contextmanager
 def pipe(content: bytes = b"", *, closed: bool = False) -> Iterator[tuple[int, int]]:
     """A pipe with a non-blocking read end."""

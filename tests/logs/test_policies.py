@@ -30,7 +30,7 @@ from lighterman.logs.reader import Cursor, read_frames
 from lighterman.logs.sink import OutputSink, StreamEnd
 from lighterman.logs.streams import LogStream
 
-from .support import content, eventually, pipe, put
+from .support import content, eventually, pipe, put, write_all
 
 
 def told(directory: Path, stream: int | None = None) -> tuple[int, int]:
@@ -65,15 +65,6 @@ class Full:
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Full:
     return Full(monkeypatch)
-
-
-async def write_all(fd: int, data: bytes) -> None:
-    def write() -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    await asyncio.to_thread(write)
 
 
 def open_sink(pump: OutputPump, directory: Path, policy: str, **bounds: int) -> tuple[OutputSink, int, int]:

@@ -34,7 +34,7 @@ from lighterman.logs.sink import StreamEnd
 from lighterman.logs.streams import LogStream
 from lighterman.spec import LogPolicy
 
-from .support import content, eventually, pipe, put
+from .support import content, eventually, pipe, put, write_all
 
 
 class Refusing:
@@ -86,15 +86,6 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Refusing:
 
 def in_all(directory: Path) -> int:
     return sum(len(frame.data) + frame.lost for frame in read_frames(str(directory)))
-
-
-async def write_all(fd: int, data: bytes) -> None:
-    def write() -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    await asyncio.to_thread(write)
 
 
 # ---- the keeper alone ----
@@ -333,6 +324,16 @@ def test_P07_a_slot_that_can_not_be_written_stops_no_drop_and_counts_once(
     for drain in drains:
         os.close(drain)
     assert [(frame.data, frame.lost) for frame in read_frames(str(tmp_path))] == [(b"abc", 0), (b"", 15), (b"d", 0)]
+
+
+def test_a_slot_that_can_not_be_made_and_has_nothing_to_count_stops_no_output(
+    tmp_path: Path, refusing: Refusing
+) -> None:
+    refusing.slot_files = True
+    writer = SegmentWriter(str(tmp_path), 10_000, 3, DROP_NEWEST)
+    put(writer, STDOUT, b"abc")
+    writer.close()
+    assert content(tmp_path) == b"abc"
 
 
 @pytest.mark.parametrize("policy", ["drop-newest", "drop-oldest"])

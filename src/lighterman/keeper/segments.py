@@ -320,7 +320,7 @@ class SegmentWriter:
     def tell_dropped(self) -> None:
         """Put markers into the log for what was dropped; whatever is written next does it by itself."""
         slot = self._slot
-        if slot is None:
+        if slot is None or not any(slot.untold):
             return
         slot.bring_up(self.end)
         for stream, count in zip((STDOUT, STDERR), slot.untold, strict=True):
