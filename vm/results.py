@@ -121,7 +121,10 @@ def join(first: Path, rest: Path) -> None:
     for element in [element for element in suite if element.tag == "testcase" and not element.get("name")]:
         suite.remove(element)
     suite.extend(ElementTree.parse(rest / "junit.xml").iter("testcase"))
-    tree.write(first / "junit.xml")
+    joined = first / "junit.joined"
+    tree.write(joined)
+    # Whoever is killed meanwhile has the one or the other, and no half of it.
+    joined.replace(first / "junit.xml")
     with (first / "console").open("ab") as console:
         console.write((rest / "console").read_bytes())
 

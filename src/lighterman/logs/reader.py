@@ -138,7 +138,7 @@ class SegmentReader:
     def skip_rest(self) -> list[Frame]:
         """A damaged end as a gap, when `read` has told of it; nothing if reading began after it. Blocks.
 
-        How much it was, nobody knows: no more than the file has. A writer would go on at that offset too.
+        How much it was, nobody knows: no more than the file has. A writer would go on no later than at that offset.
         Raises: OSError.
         """
         size = os.fstat(self._fd).st_size
