@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from real_support import cgroup_of, host_controller, inside
 
-from lighterman import BlkioLimit, Engine, NotSupported, Resources, Ulimit
+from lighterman import BlkioLimit, Container, Engine, NotSupported, Resources, Ulimit
 
 pytestmark = pytest.mark.real
 
@@ -132,40 +132,39 @@ async def test_ulimits_hold_for_an_exec(engine: Engine) -> None:
         assert soft == b"123" or ((await engine.version()).name == "runc" and soft == b"234")
 
 
-def a_block_device() -> str | None:
+def a_block_device() -> str:
     for entry in sorted(os.listdir("/sys/block")):
         path = f"/dev/{entry}"
         if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
             return path
-    return None
+    pytest.skip("no block device on this host")
+
+
+def must_have_rates(box: Container, device: str, read_bps: int) -> None:
+    """That one, and 77 writes a second."""
+    number = os.stat(device).st_rdev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    directory = cgroup_of(box.pid, "blkio")
+    if (directory / "io.max").exists():
+        assert {name, f"rbps={read_bps}", "wiops=77"} <= set(read(directory, "io.max").split())
+    else:
+        assert f"{name} {read_bps}" in read(directory, "blkio.throttle.read_bps_device")
+        assert f"{name} 77" in read(directory, "blkio.throttle.write_iops_device")
 
 
 async def test_blkio_rates_are_in_force(engine: Engine) -> None:
     device = a_block_device()
-    if device is None:
-        pytest.skip("no block device on this host")
-    number = os.stat(device).st_rdev
-    name = f"{os.major(number)}:{os.minor(number)}"
     async with engine.container(
         "busybox",
         ["sleep", "1000"],
         device_read_bps=[BlkioLimit(path=device, rate=MIB)],
         device_write_iops=[BlkioLimit(path=device, rate=77)],
     ) as box:
-        directory = cgroup_of(box.pid, "blkio")
-        if (directory / "io.max").exists():
-            assert {name, f"rbps={MIB}", "wiops=77"} <= set(read(directory, "io.max").split())
-        else:
-            assert f"{name} {MIB}" in read(directory, "blkio.throttle.read_bps_device")
-            assert f"{name} 77" in read(directory, "blkio.throttle.write_iops_device")
+        must_have_rates(box, device, MIB)
 
 
 async def test_blkio_rates_that_are_changed_are_in_force(engine: Engine) -> None:
     device = a_block_device()
-    if device is None:
-        pytest.skip("no block device on this host")
-    number = os.stat(device).st_rdev
-    name = f"{os.major(number)}:{os.minor(number)}"
     async with engine.container(
         "busybox", ["sleep", "1000"], device_read_bps=[BlkioLimit(path=device, rate=MIB)], pids_limit=20
     ) as box:
@@ -177,12 +176,7 @@ async def test_blkio_rates_that_are_changed_are_in_force(engine: Engine) -> None
             )
         )
         assert (await box.stats()).pids_limit == 30
-        directory = cgroup_of(box.pid, "blkio")
-        if (directory / "io.max").exists():
-            assert {name, f"rbps={2 * MIB}", "wiops=77"} <= set(read(directory, "io.max").split())
-        else:
-            assert f"{name} {2 * MIB}" in read(directory, "blkio.throttle.read_bps_device")
-            assert f"{name} 77" in read(directory, "blkio.throttle.write_iops_device")
+        must_have_rates(box, device, 2 * MIB)
 
 
 async def test_blkio_weight_is_in_force_or_refused(engine: Engine) -> None:
