@@ -11,10 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, overload
 
-__all__ = ["Snapshot", "eventually", "eventually_sync", "leaked_since", "snapshot", "why_not_host", "why_not_real"]
+__all__ = [
+    "Snapshot",
+    "descriptors_left",
+    "eventually",
+    "eventually_sync",
+    "leaked_since",
+    "snapshot",
+    "why_not_host",
+    "why_not_real",
+]
 
 T = TypeVar("T")
 
@@ -70,6 +80,31 @@ def eventually_sync(condition: Callable[[], T], timeout_s: float = 20.0) -> T:
 
 def _name(condition: Callable[[], object]) -> str:
     return getattr(condition, "__qualname__", repr(condition))
+
+
+# ---- what becomes scarce -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process can open so many descriptors more."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
 
 
 # ---- what this host can do ---------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.recorded import RecordedEnd, forget_recorded, recorded_ends
 from lighterman.runtimes.oci.runtime import OciRuntime
+from lighterman.runtimes.oci.scarcity import telling_what_ran_out
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.tree import Members
@@ -440,7 +441,7 @@ class LinuxHost:
         return await look_at_files(f"root {rootfs!r:.140}", partial(directory_image, rootfs, forbidden=self._forbidden))
 
     async def spec(self, id: str, wanted: ContainerSpec, image: Image) -> Spec:
-        """Check and encode. Raises: as `build_spec`."""
+        """Check and encode. Raises: as `build_spec`; LimitExceeded."""
         directory = self._root.container(id)
         rootfs = _rootfs(wanted, image, directory, volatile=self._root.private)
         files = EtcFiles(
@@ -466,7 +467,8 @@ class LinuxHost:
             return msgspec.structs.replace(spec, files=etc)
 
         blocks = wanted.network == "host" or touches_files(wanted, image.config)
-        return await look_at_files(f"the mounts of container {id}", build) if blocks else build()
+        with telling_what_ran_out("describe", id):
+            return await look_at_files(f"the mounts of container {id}", build) if blocks else build()
 
     def create_options(
         self, id: str, wanted: ContainerSpec, image: Image | None, lease: str | None

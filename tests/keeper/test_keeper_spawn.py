@@ -25,7 +25,7 @@ from lighterman.errors import (
 from lighterman.keeper.calls import now_ticks
 from lighterman.keeper.client import Job, KeeperClient, MountPlan
 from lighterman.keeper.slots import read_exit_slots
-from support import eventually
+from support import descriptors_left, eventually
 
 REAL_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts in a namespace of their own")
 
@@ -510,6 +510,47 @@ async def test_abort_ends_a_runtime_call(keepers: Keepers) -> None:
     assert (spawned.pid, spawned.timed_out, exit_code(spawned.status)) == (None, True, -signal.SIGKILL)
     await keeper.abort("a")
     assert await keeper.list_jobs() == []
+
+
+async def test_abort_ends_the_process_that_a_call_has_left(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    await keepers.spawn(keeper, keepers.job("a", "exec sleep 1000"))
+    await keeper.abort("a")
+    assert exit_code((await keeper.wait_exit("a")).status) == -signal.SIGKILL
+    await keeper.abort("a")
+
+
+async def test_an_engine_without_room_for_an_answers_descriptors_loses_that_call_alone(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    other = await keepers.spawn(keeper, keepers.job("other", "sleep 1000; exit 3"))
+    with descriptors_left(0):
+        with pytest.raises(LimitExceeded, match="ulimit -n") as refused:
+            await keeper.spawn(keepers.job("a", "exec sleep 1000"))
+        assert refused.value.limit == "ulimit -n"
+        # What the call has left can be found, and ended, without one.
+        (left,) = await keeper.list_jobs("a")
+        assert left.pid is not None
+        await keeper.abort("a")
+        assert exit_code((await keeper.wait_exit("a")).status) == -signal.SIGKILL
+        await keeper.acknowledge("a")
+    shell = other.pid
+    assert shell is not None
+    for sleep in await eventually(lambda: children(shell)):
+        kill(sleep)
+    assert exit_code((await keeper.wait_exit("other")).status) == 3
+
+
+async def test_a_keeper_without_room_for_a_requests_descriptors_refuses_it_and_goes_on(keepers: Keepers) -> None:
+    keeper = await keepers.connect()
+    used = len(os.listdir(f"/proc/{keeper.pid}/fd"))
+    _, hard = was = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (used, hard))
+    with pytest.raises(LimitExceeded, match="ulimit -n"):
+        await keeper.spawn(keepers.job("a", "exit 7"))
+    assert await keeper.list_jobs() == []
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, was)
+    await keepers.spawn(keeper, keepers.job("a", "exit 7"))
+    assert exit_code((await keeper.wait_exit("a")).status) == 7
 
 
 async def test_the_pid_of_a_process_that_is_not_of_its_making_is_not_believed(keepers: Keepers) -> None:

@@ -112,6 +112,19 @@ async def test_L04_failed_delivery_keeps_an_earlier_mark(world: World) -> None:
     assert world.runtime.count("create") == 1
 
 
+async def test_L04_failed_delivery_keeps_the_mark_of_another_at_the_same_time(world: World) -> None:
+    world.plan.at("kill", error=FAILED, nth=1, delay_s=5)
+    system = await world.create("ignore-term", options=(policy("always"),))
+    first = asyncio.create_task(world.client.signal("c1", 15))
+    await asyncio.sleep(0)
+    await world.client.signal("c1", 15)
+    with pytest.raises(RuntimeFailed):
+        await first
+    system.init.exit(0)
+    await world.client.wait("c1")
+    assert world.runtime.count("create") == 1
+
+
 async def test_L04_next_start_clears_the_mark(world: World) -> None:
     await world.create("sleep", options=(policy("always"),))
     await world.client.stop("c1")

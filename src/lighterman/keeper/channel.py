@@ -23,20 +23,32 @@ from .wire import MAX_DESCRIPTORS, MESSAGE_BYTES, WireError
 _ANCILLARY_BYTES = CMSG_SPACE(253 * 4)
 
 
+class DescriptorsLost(WireError):
+    """This process has no room for a message's descriptors, which are lost; `data` is whole, and the connection too."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("no room for a message's descriptors: raise `ulimit -n`")
+        self.data = data
+
+
 def receive(sock: socket) -> tuple[bytes, list[int]]:
     """The next message and its descriptors (close-on-exec, the caller's to close); `b""` at the end.
 
-    Raises: BlockingIOError if there is none now; WireError for a cut message or too many descriptors, which are then
-    closed; OSError if the connection broke.
+    Raises: BlockingIOError if there is none now; DescriptorsLost; WireError for a cut message or too many descriptors,
+    which are then closed; OSError if the connection broke.
     """
     data, ancillary, flags, _ = sock.recvmsg(MESSAGE_BYTES, _ANCILLARY_BYTES, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             fds.extend(memoryview(payload)[: len(payload) // 4 * 4].cast("i"))
-    if flags & (MSG_TRUNC | MSG_CTRUNC):
+    if flags & MSG_TRUNC:
         close_all(fds)
-        raise WireError(f"message cut: longer than {MESSAGE_BYTES} bytes or descriptors that do not fit")
+        raise WireError(f"message cut: longer than {MESSAGE_BYTES} bytes")
+    if flags & MSG_CTRUNC:
+        # There is room for as many as Linux sends: it was this process's limit that cut them.
+        close_all(fds)
+        raise DescriptorsLost(data)
     if len(fds) > MAX_DESCRIPTORS:
         close_all(fds)
         raise WireError(f"{len(fds)} descriptors in one message: at most {MAX_DESCRIPTORS}")

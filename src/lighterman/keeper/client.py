@@ -305,7 +305,7 @@ class KeeperClient:
     async def spawn(self, job: Job) -> Spawned:
         """Call the runtime and wait for its end; a failing one does not raise, `status` says.
 
-        Cancelled: the call goes on, and what it leaves is in `list_jobs`.
+        Cancelled, or without room for the answer's descriptors: what the call leaves is in `list_jobs`; see `abort`.
         Raises: KeeperLost, AlreadyExists (the job's key), LimitExceeded (disk, descriptors, message),
             RuntimeFailed (it could not be executed), NotFound (no such registered binary), OperationTimeout (the
             keeper itself), InvalidSpec.
@@ -357,7 +357,10 @@ class KeeperClient:
         self._connection.send(wire.ACKNOWLEDGE, {"job": job})
 
     async def abort(self, job: str) -> None:
-        """End the job's runtime call if it is under way; `spawn` then returns with `timed_out`. Raises: KeeperLost."""
+        """End the job: its runtime call if that is under way (`spawn` then returns with `timed_out`), or its process.
+
+        An unknown or ended job is fine. Raises: KeeperLost.
+        """
         await self._connection.call(wire.ABORT, {"job": job}, limits.KEEPER_CALL_S, subject=job)
 
     async def close_held(self, job: str, names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from lighterman.errors import (
     RuntimeFailed,
 )
 from lighterman.keeper import requests, wire
-from lighterman.keeper.channel import close_all, receive, transmit
+from lighterman.keeper.channel import DescriptorsLost, close_all, receive, transmit
 
 __all__ = ["Connection"]
 
@@ -84,7 +84,8 @@ class Connection:
     ) -> _Answer:
         """One request and its answer, whose descriptors are the caller's.
 
-        Raises: KeeperLost, OperationTimeout, LimitExceeded (the message), or what the keeper refused with.
+        Raises: KeeperLost, OperationTimeout, LimitExceeded (the message; the answer's descriptors, and then it is done
+            all the same), or what the keeper refused with.
         """
         request = self.send(verb, body, fds, subject=subject)
         future: asyncio.Future[_Answer] = self._loop.create_future()
@@ -177,6 +178,7 @@ class Connection:
         for _ in range(_MESSAGES_A_TURN):
             if self._lost is not None:
                 return
+            out_of = None
             try:
                 message, fds = receive(self._sock)
             except BlockingIOError:
@@ -184,6 +186,9 @@ class Connection:
             except OSError as error:
                 self.close(f"keeper is gone: {error.strerror}")
                 return
+            except DescriptorsLost as lost:
+                # Costs the one call, and none of the containers whose exits come over this connection.
+                message, fds, out_of = lost.data, [], str(lost)
             except wire.WireError as error:
                 self.close(f"keeper broke the protocol: {error}")
                 return
@@ -192,12 +197,12 @@ class Connection:
                 self.close("keeper is gone: it closed the connection")
                 return
             try:
-                self._dispatch(message, fds)
+                self._dispatch(message, fds, out_of)
             except wire.WireError as error:
                 close_all(fds)
                 self.close(f"keeper broke the protocol: {error}")
 
-    def _dispatch(self, message: bytes, fds: list[int]) -> None:
+    def _dispatch(self, message: bytes, fds: list[int], out_of: str | None) -> None:
         _, verb, request = wire.unpack_header(message)
         body: dict[str, Any] = wire.unpack_body(message)
         if verb == wire.EXITS:
@@ -209,8 +214,10 @@ class Connection:
         else:
             future = self._calls.get(request)
             if future is not None and not future.done():
-                future.set_result((body, fds))
-                return
+                if out_of is None:
+                    future.set_result((body, fds))
+                    return
+                future.set_exception(LimitExceeded(out_of, limit="ulimit -n"))
         close_all(fds)
 
 

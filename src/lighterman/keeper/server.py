@@ -13,7 +13,7 @@ from time import monotonic
 
 from . import requests, wire
 from .calls import Call, ConsoleSocket
-from .channel import close_all, receive
+from .channel import DescriptorsLost, close_all, receive
 from .handover import CallState, PeerState, State
 from .jobs import Jobs
 from .peer import ENGINE, OBSERVER, Peer, PeerLost
@@ -196,6 +196,10 @@ class Keeper:
                 message, fds = receive(peer.sock)
             except BlockingIOError:
                 break
+            except DescriptorsLost as lost:
+                _, _, request = wire.unpack_header(lost.data)
+                peer.send(wire.ERROR, request, {"code": requests.LIMIT, "text": f"keeper: {lost}"})
+                continue
             if not message:
                 close_all(fds)
                 raise PeerLost("end")

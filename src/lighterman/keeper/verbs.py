@@ -16,6 +16,7 @@ from .peer import Peer, exit_values
 from .requests import Refused, SpawnRequest
 from .table import Row
 
+_SIGKILL = 9
 _PAGE_BYTES = wire.MESSAGE_BYTES - 1024
 _PAGE_JOBS = 256
 # For those who only look.
@@ -71,11 +72,16 @@ class Verbs:
         self._jobs.spawn(peer, request, SpawnRequest(body, fds), fds)
 
     def _abort(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:
-        """End a runtime call that is under way; its own answer follows as that of one whose time was over."""
+        """End a runtime call that is under way, whose own answer follows as that of one whose time was over; or what
+        it has left, for who has no descriptor of that.
+        """
         job = requests.job_key(body)
         for call in self._jobs.calls.values():
             if call.row is not None and call.row.job == job:
                 call.kill()
+        row = self._jobs.table.get(job)
+        if row is not None and row.pid is not None and not row.exited:
+            os.kill(row.pid, _SIGKILL)  # not reaped, so still this process
         peer.send(wire.OK, request, {})
 
     def _ping(self, peer: Peer, request: int, body: dict[str, object], fds: list[int]) -> None:

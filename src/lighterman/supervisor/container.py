@@ -116,8 +116,10 @@ class Container:
             # Its end is known and what follows is not decided yet: who asked for a stop wants no restart.
             self._manually_stopped = self._manually_stopped or manual
             return
-        marked_before = self._manually_stopped
         if manual:
+            if run.stop_signals == 0:
+                run.marked_before = self._manually_stopped
+            run.stop_signals += 1
             self._manually_stopped = True
         try:
             if kill or not self._around.runtime.features().signals:
@@ -129,8 +131,11 @@ class Container:
         except Unkillable:
             raise  # it has its SIGKILL, and ends as asked once it can
         except LightermanError:
-            if manual and self._run is run and not run.ended:
-                self._manually_stopped = marked_before
+            if manual:
+                run.stop_signals -= 1
+                # Another's that was delivered, or still may be, counts.
+                if run.stop_signals == 0 and self._run is run and not run.ended:
+                    self._manually_stopped = run.marked_before
             raise
         if manual and not kill:
             await self._stopping.thaw(run, tell=True)

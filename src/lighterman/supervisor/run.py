@@ -39,6 +39,8 @@ class Run:
     saving: str | None = None  # the checkpoint that is being made: all of it is frozen meanwhile
     ends_by_checkpoint: bool = False  # nothing follows it, as after a stop; one that fails takes back no stop
     stopping: bool = False
+    stop_signals: int = 0  # delivered, or being delivered
+    marked_before: bool = False  # as stopped by request, when the first of them was asked for
     killed_at: float | None = None  # when its end by SIGKILL was asked for first, Unix time
     restart_reason: str | None = None  # why another run is to follow whatever the policy
     cleanup_error: BaseException | None = None

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from lighterman.errors import InvalidSpec, NotSupported, RuntimeFailed
+from lighterman.errors import InvalidSpec, LimitExceeded, NotSupported, RuntimeFailed
 from lighterman.runtimes.oci import syscalls
 from lighterman.spec import Overlay
 
@@ -286,9 +286,9 @@ def _directory(path: str, what: str) -> Iterator[int]:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise RuntimeFailed(
+            raise LimitExceeded(
                 f"{what} {path!r} can't be opened: {(error.strerror or '').lower()}: raise `ulimit -n`",
-                runtime="linux",
+                limit="ulimit -n",
                 operation="mount",
             ) from error
         raise InvalidSpec(f"{what} {path!r}: {(error.strerror or '').lower()}") from error

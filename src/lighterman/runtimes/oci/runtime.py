@@ -37,6 +37,7 @@ from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.removal import remove_natively
+from lighterman.runtimes.oci.scarcity import Reserve, telling_what_ran_out
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem
@@ -133,6 +134,7 @@ class OciRuntime:
         self._no_checkpoints = no_checkpoints
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
+        self._reserve = Reserve()
         self._systems: dict[str, OciSystem] = {}
         self._listed: dict[str, _Listed] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
@@ -168,7 +170,8 @@ class OciRuntime:
             raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         self._creating.add(id)
         try:
-            return await self._create(id, spec, segments, lease, checkpoint)
+            with telling_what_ran_out("create", id):
+                return await self._create(id, spec, segments, lease, checkpoint)
         finally:
             self._creating.discard(id)
 
@@ -243,6 +246,7 @@ class OciRuntime:
             no_checkpoints=self._no_checkpoints,
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
+            reserve=self._reserve,
         )
         self._systems[id] = system
         return system
@@ -328,7 +332,7 @@ class OciRuntime:
                 raise
             return mount
         except BaseException:
-            bundle.remove()
+            self._reserve.use(bundle.remove)
             raise
 
     def _check_behind_init(self, bundle: Bundle, spec: Spec, root: int | str) -> None:
@@ -429,6 +433,7 @@ class OciRuntime:
             no_checkpoints=self._no_checkpoints,
             start_slot=self._slots.slot,
             queue_removal=self._queue_removal,
+            reserve=self._reserve,
         )
         system.goes_on = True
         self._systems[id] = system
@@ -479,7 +484,8 @@ class OciRuntime:
         if mount is not None:
             # The last reference: closing it may sync a whole file system.
             os.close(mount)
-        return remove_natively(f"{self._call.root}/{system.id}", system.cgroup, system.bundle)
+        state = f"{self._call.root}/{system.id}"
+        return self._reserve.use(lambda: remove_natively(state, system.cgroup, system.bundle))
 
     async def remove_remains(self, id: str) -> None:
         """Take away what a run has left of which only the id is known any more; nothing of it may run."""
@@ -522,6 +528,7 @@ class OciRuntime:
             await system.let_go()
         self._systems.clear()
         self._oom_ears.close()
+        self._reserve.close()
 
 
 def _undo_prepare(bundle: Bundle, mount: int | None) -> None:

@@ -9,7 +9,7 @@ import signal as signals
 from collections.abc import Callable
 
 from lighterman import limits
-from lighterman.errors import KeeperLost, OperationTimeout, RuntimeFailed
+from lighterman.errors import KeeperLost, LimitExceeded, NotFound, OperationTimeout, RuntimeFailed
 from lighterman.keeper.client import Job, KeeperClient, Spawned
 from lighterman.runtimes.oci.calls import RuntimeCall
 from lighterman.runtimes.oci.orphans import look_for_orphans
@@ -28,7 +28,10 @@ class Spawning:
         self._call_failed = False  # what one has forked may go on, whether it was killed or its keeper
 
     async def spawn(self, job: Job, operation: str) -> Spawned:
-        """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then."""
+        """A cancelled start waits for the runtime that it ends: what that has made is known, and taken away, then.
+
+        So is what can't be held for lack of descriptors. Raises: LimitExceeded, RuntimeFailed, and as `KeeperClient`.
+        """
         spawning = asyncio.ensure_future(self._keeper().spawn(job))
         spawning.add_done_callback(self._note_failure)  # whether or not anybody asks for that any more
         try:
@@ -40,7 +43,7 @@ class Spawning:
                 operation=operation,
                 container=self._id,
             ) from failed
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, LimitExceeded):
             undoing = asyncio.ensure_future(self._undo_spawn(job.job, spawning))
             # Cancelled again, nobody waits for it, and it goes on.
             self._undoing.add(undoing)
@@ -53,8 +56,12 @@ class Spawning:
         try:
             with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
                 await self._keeper().abort(job)
-            await self._discard(job, await spawning)
-        except (KeeperLost, RuntimeFailed):
+            try:
+                await self._discard(job, await spawning)
+            except LimitExceeded:
+                # The keeper has ended it; nothing here needs a descriptor.
+                await self._forget(job)
+        except (KeeperLost, NotFound, RuntimeFailed):
             return  # there is nothing then, or the next keeper finds it
 
     def _note_failure(self, spawning: asyncio.Future[Spawned]) -> None:
@@ -77,5 +84,8 @@ class Spawning:
                 signals.pidfd_send_signal(spawned.pidfd, signals.SIGKILL)
             os.close(spawned.pidfd)
         if spawned.pid is not None:
-            await self._keeper().wait_exit(job)
-            await self._keeper().acknowledge(job)
+            await self._forget(job)
+
+    async def _forget(self, job: str) -> None:
+        await self._keeper().wait_exit(job)
+        await self._keeper().acknowledge(job)

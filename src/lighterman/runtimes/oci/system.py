@@ -43,6 +43,7 @@ from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import PidRef, process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.saving import Saving, restoring
+from lighterman.runtimes.oci.scarcity import Reserve, telling_what_ran_out
 from lighterman.runtimes.oci.spawning import Spawning
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
@@ -83,6 +84,7 @@ class OciSystem:
         no_checkpoints: str | None = None,
         start_slot: Callable[[], AbstractAsyncContextManager[None]],
         queue_removal: Callable[[OciSystem], None],
+        reserve: Reserve,
     ) -> None:
         self._id = id
         self.call = call
@@ -102,6 +104,7 @@ class OciSystem:
         self.saving = Saving(id, call.name, cgroup, keeper, self.command, no_checkpoints, own_network)
         self._start_slot = start_slot
         self._queue_removal = queue_removal
+        self._reserve = reserve
         self._spawning = Spawning(id, call, keeper)
         self.listed: Sequence[JobState] = ()  # what `open` has seen of it, until its execs are asked for
         self.start_times: tuple[float, float] | None = None
@@ -138,7 +141,8 @@ class OciSystem:
             raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
         if exec_id is None:
             return await self._create_init(process)
-        return await self._create_exec(process, exec_id)
+        with telling_what_ran_out("exec in", self._id):
+            return await self._create_exec(process, exec_id)
 
     async def _create_init(self, process: ProcessConfig) -> OciProcess:
         if process != self._process:
@@ -202,10 +206,12 @@ class OciSystem:
                     clean_up=clean_up,
                 )
         except BaseException:
-            if own is not None:
-                # What a runtime that failed has started is in there.
-                await in_thread(own.kill)
-            await in_thread(clean_up)
+            try:
+                if own is not None:
+                    # What a runtime that failed has started is in there.
+                    await in_thread(self._reserve.use, own.kill)
+            finally:
+                await in_thread(clean_up)
             raise
         finally:
             if spec >= 0:
@@ -458,7 +464,9 @@ class OciSystem:
             raise OperationPending(f"container {self._id} is being killed", container=self._id)
 
     async def _kill_cgroup(self) -> None:
-        if not await in_thread(self.cgroup.kill):
+        with telling_what_ran_out("kill", self._id):
+            empty = await in_thread(self._reserve.use, self.cgroup.kill)
+        if not empty:
             raise OperationPending(f"processes of container {self._id} have not died yet", container=self._id)
 
     async def wait(self) -> None:
@@ -470,10 +478,12 @@ class OciSystem:
 
     async def pause(self) -> None:
         self._must_run()
-        await in_thread(freeze, self.cgroup, self._id)
+        with telling_what_ran_out("pause", self._id):
+            await in_thread(freeze, self.cgroup, self._id)
 
     async def resume(self) -> None:
-        await in_thread(thaw, self.cgroup, self._id)
+        with telling_what_ran_out("resume", self._id):
+            await in_thread(thaw, self.cgroup, self._id)
 
     async def is_paused(self) -> bool | None:
         # Of every container that an engine comes back to: one small read of cgroupfs costs less than a thread's turn.
@@ -481,7 +491,8 @@ class OciSystem:
 
     async def statistics(self) -> Statistics:
         self._must_run()
-        return await in_thread(self.cgroup.statistics)
+        with telling_what_ran_out("measure", self._id):
+            return await in_thread(self.cgroup.statistics)
 
     async def pids(self) -> Sequence[int]:
         return sorted(await in_thread(self.cgroup.pids))
@@ -489,9 +500,10 @@ class OciSystem:
     async def process_list(self) -> Sequence[ProcessSummary]:
         self._must_run()
         # To read a command line can wait for a process that hangs in the kernel.
-        return await look_at_files(
-            f"the processes of container {self._id}", lambda: process_summaries(sorted(self.cgroup.pids()))
-        )
+        with telling_what_ran_out("look into", self._id):
+            return await look_at_files(
+                f"the processes of container {self._id}", lambda: process_summaries(sorted(self.cgroup.pids()))
+            )
 
     async def oom_counters(self) -> OomCounters | None:
         # On the way of every exit: a few small reads of cgroupfs, which is memory, cost less than a thread's turn.
@@ -514,6 +526,10 @@ class OciSystem:
 
     async def update_resources(self, resources: Resources) -> None:
         self._must_run()
+        with telling_what_ran_out("update", self._id):
+            await self._update_resources(resources)
+
+    async def _update_resources(self, resources: Resources) -> None:
         by_runtime = without_rates(resources)
         if by_runtime != Resources():
             path = f"{self.bundle.path}/exec-{uuid.uuid4().hex[:12]}.json"

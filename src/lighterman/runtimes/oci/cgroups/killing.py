@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 # Each is a descriptor; a workload may have many thousands of processes, and `ulimit -n` may be 1024.
 _AT_A_TIME = 128
+_FOR_LISTING = 3
 
 
 def kill_listed(list_pids: Callable[[], set[int]]) -> None:
@@ -22,8 +23,7 @@ def kill_listed(list_pids: Callable[[], set[int]]) -> None:
         batch, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
         opened: dict[int, int] = {}
         try:
-            for pid in batch:
-                _open(pid, opened)
+            left += _open_all(batch, opened)
             still_listed = list_pids()
             for pid, pidfd in opened.items():
                 if pid in still_listed:
@@ -31,6 +31,21 @@ def kill_listed(list_pids: Callable[[], set[int]]) -> None:
         finally:
             for pidfd in opened.values():
                 os.close(pidfd)
+
+
+def _open_all(pids: list[int], opened: dict[int, int]) -> list[int]:
+    """Returns those for which this process has no descriptors left, and leaves room for a listing."""
+    for done, pid in enumerate(pids):
+        try:
+            _open(pid, opened)
+        except OSError as error:
+            if error.errno != errno.EMFILE or len(opened) <= _FOR_LISTING:
+                raise
+            given_up = [opened.popitem() for _ in range(_FOR_LISTING)]
+            for _, pidfd in given_up:
+                os.close(pidfd)
+            return [*pids[done:], *(number for number, _ in given_up)]
+    return []
 
 
 def _open(pid: int, opened: dict[int, int]) -> None:

@@ -1,0 +1,77 @@
+"""An engine at its limit of descriptors: what it can't do is refused and leaves nothing, and what runs goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from lighterman import Container, Engine, LimitExceeded, Resources
+from support import descriptors_left
+
+pytestmark = pytest.mark.real
+
+# More than any verb here needs; the test says so where that is no longer true.
+ENOUGH = 24
+
+
+async def refused_at(left: int, verb: Callable[[], Awaitable[object]]) -> bool:
+    """Whether it is refused while this process can open so many descriptors more; for no other reason than that."""
+    refusal = None
+    try:
+        with descriptors_left(left):
+            await verb()
+    except LimitExceeded as failed:
+        refusal = failed
+    assert refusal is None or (refusal.limit == "ulimit -n" and "ulimit -n" in str(refusal)), refusal
+    return refusal is not None
+
+
+async def still_speaks(box: Container) -> None:
+    box.stdin.write(b"still here\n")
+    assert await box.stdout.readline() == b"still here\n"
+
+
+async def test_start_is_done_or_refused_and_costs_no_other_container_its_streams(engine: Engine) -> None:
+    outcomes = []
+    async with engine.container("busybox", ["cat"], stdin=True) as other:
+        for left in range(ENOUGH):
+            box = await engine.create("busybox", ["sleep", "1000"])
+            outcomes.append(await refused_at(left, box.start))
+            await box.remove(force=True)
+            await still_speaks(other)
+    assert outcomes[0]
+    assert not outcomes[-1]
+
+
+async def test_exec_is_done_or_refused_and_leaves_no_process(engine: Engine) -> None:
+    outcomes = []
+    async with engine.container("busybox", ["cat"], stdin=True) as box:
+        for left in range(ENOUGH):
+            outcomes.append(await refused_at(left, lambda: box.exec(["true"])))
+            assert [one.pid for one in await box.top()] == [box.pid]
+            await still_speaks(box)
+    assert outcomes[0]
+    assert not outcomes[-1]
+
+
+async def test_stop_needs_none(engine: Engine) -> None:
+    for left in range(6):
+        async with engine.container("busybox", ["sleep", "1000"]) as box:
+            with descriptors_left(left):
+                ended = await box.stop(grace_s=0)
+            assert ended is not None
+            assert ended.signal == 9
+
+
+async def test_other_verbs_say_what_ran_out(engine: Engine) -> None:
+    async with engine.container("busybox", ["cat"], stdin=True) as box:
+        verbs: list[Callable[[], Awaitable[object]]] = [
+            box.stats,
+            box.top,
+            box.pause,
+            lambda: box.update(Resources(memory_bytes=96 << 20)),
+        ]
+        for verb in verbs:
+            assert await refused_at(0, verb), verb
+        await still_speaks(box)
