@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -75,3 +76,20 @@ async def test_other_verbs_say_what_ran_out(engine: Engine) -> None:
         for verb in verbs:
             assert await refused_at(0, verb), verb
         await still_speaks(box)
+
+
+@pytest.mark.parametrize("left", [20, 40, 60])
+async def test_many_starts_at_once_are_each_done_or_refused(engine: Engine, left: int) -> None:
+    async with engine.container("busybox", ["cat"], stdin=True) as other:
+        boxes = [await engine.create("busybox", ["sleep", "1000"]) for _ in range(12)]
+        with descriptors_left(left):
+            outcomes = await asyncio.gather(*(box.start() for box in boxes), return_exceptions=True)
+        assert {type(one) for one in outcomes} <= {type(None), LimitExceeded}
+        assert any(outcomes)
+        for box, outcome in zip(boxes, outcomes, strict=True):
+            assert str(box.status) == ("running" if outcome is None else "created")
+        await still_speaks(other)
+        await asyncio.gather(*(box.start() for box, outcome in zip(boxes, outcomes, strict=True) if outcome))
+        for box in boxes:
+            await box.remove(force=True)
+        await still_speaks(other)

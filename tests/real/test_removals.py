@@ -11,6 +11,9 @@ import pytest
 from lighterman import Engine, limits
 from lighterman.engine import removal
 from lighterman.errors import NotFound, StoreError
+from lighterman.runtimes.oci.bundle import Bundle
+from lighterman.runtimes.oci.cgroups import Cgroup
+from lighterman.runtimes.oci.removal import remove_natively
 from lighterman.trees import remove_tree
 from support import eventually
 
@@ -63,6 +66,39 @@ async def test_failed_removal_fails_again_until_it_is_done(
         assert (await kinds(engine)).count("remove") == 1
         # Its name was free all the time.
         await (await engine.create("busybox", ["true"], name="box", lease=None)).remove()
+
+
+@pytest.fixture
+def remains(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the first run has left can't be taken away at the first try; the ids of all tries."""
+    tried: list[str] = []
+
+    def sometimes(state: str, cgroup: Cgroup, bundle: Bundle) -> list[str]:
+        tried.append(cgroup.name)
+        if len(tried) == 1:
+            raise OSError(errno.EIO, "Input/output error", state)
+        return remove_natively(state, cgroup, bundle)
+
+    monkeypatch.setattr("lighterman.runtimes.oci.runtime.remove_natively", sometimes)
+    return tried
+
+
+async def test_what_a_run_has_left_is_taken_away_before_the_next(engine: Engine, remains: list[str]) -> None:
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        await box.stop(grace_s=0)
+        await eventually(lambda: remains)
+        await box.start()
+        assert len(remains) == 2
+        assert (await box.stop(grace_s=0)) is not None
+
+
+async def test_what_a_run_has_left_is_taken_away_at_the_close(root: Path, remains: list[str]) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["true"], lease=None)
+        await box.start()
+        await box.wait()
+        await eventually(lambda: remains)
+    assert remains == [box.id, box.id]
 
 
 async def test_failed_removal_is_tried_again(root: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

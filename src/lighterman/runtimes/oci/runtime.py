@@ -140,6 +140,7 @@ class OciRuntime:
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._creating: set[str] = set()  # not among the systems yet
         self._removals: dict[str, asyncio.Task[None]] = {}
+        self._unremoved: set[str] = set()  # has left something: tried again before the next run, and at the close
 
     @property
     def name(self) -> str:
@@ -166,6 +167,8 @@ class OciRuntime:
             await asyncio.wait(tuple(self._removals.values()), return_when=asyncio.FIRST_COMPLETED)
         # What an ended run has left goes first: until then the id is not free.
         await self._removed(id)
+        if id in self._unremoved:
+            await self.remove_remains(id)
         if id in self._systems or id in self._creating:
             raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         self._creating.add(id)
@@ -474,10 +477,13 @@ class OciRuntime:
                 await system.command("delete", "--force", system.id)
                 left = await in_thread(self._take_away, system)
             await in_thread(system.take_files_back)
-            if left:
-                log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
+            if not left:
+                self._unremoved.discard(system.id)
+                return
+            log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
         except (LightermanError, OSError) as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
+        self._unremoved.add(system.id)
 
     def _take_away(self, system: OciSystem) -> Sequence[str]:
         mount, system.mount = system.mount, None
@@ -517,6 +523,9 @@ class OciRuntime:
 
     async def close(self) -> None:
         """Return when every removal is done, or limits.CLOSE_S is over; of what goes on no descriptor is kept."""
+        for id in self._unremoved - self._systems.keys():
+            again = self._opened(id, None, None)
+            self._start_removal(again, self._remove(again))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.CLOSE_S
         while self._removals and loop.time() < deadline:

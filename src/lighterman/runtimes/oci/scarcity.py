@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _LIMITS = {errno.EMFILE: "ulimit -n", errno.ENFILE: "fs.file-max"}
 # The deepest need: the removal of a nested cgroup has six open, one pass of a kill three.
 _KEPT = 8
+_PAUSES_S = (0.01, 0.03, 0.1, 0.3, 0.6)
 
 
 @contextmanager
@@ -54,15 +56,25 @@ class Reserve:
         self._take()
 
     def use(self, act: Callable[[], T]) -> T:
-        """Do what can be done twice; blocking, from any thread. Raises what it raises.
+        """Do what can be done again from its beginning; blocking, from any thread. Raises what it raises.
 
-        Another thread may be faster: then it fails as without a reserve.
+        Another thread may be faster and take what was given up: then it is tried again, for about a second.
         """
         try:
             return act()
         except OSError as failed:
             if failed.errno not in _LIMITS:
                 raise
+        for pause_s in _PAUSES_S:
+            try:
+                return self._use_once(act)
+            except OSError as failed:
+                if failed.errno not in _LIMITS:
+                    raise
+            time.sleep(pause_s)
+        return self._use_once(act)
+
+    def _use_once(self, act: Callable[[], T]) -> T:
         with self._lock:
             self._give_up()
             try:
