@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lighterman import roots
-from lighterman.errors import InvalidSpec
+from lighterman.errors import InvalidSpec, StoreError
 from lighterman.roots import StateRoot, abandoned
 from lighterman.trees import remove_tree
 
@@ -108,3 +109,39 @@ def test_a_directory_of_somebody_else_is_refused(default: Path, tmp_path: Path) 
     os.chown(theirs, 4711, 4711)
     with pytest.raises(InvalidSpec, match="belongs to user 4711"):
         StateRoot.of(theirs).acquire()
+
+
+def test_a_root_whose_lock_can_not_be_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, length: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = os.listdir("/proc/self/fd")
+    root = StateRoot.of(tmp_path / "root")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", refuse)
+        with pytest.raises(StoreError, match="can't be used"):
+            root.acquire()
+    assert os.listdir("/proc/self/fd") == before
+    root.acquire()
+    root.remove_run()
+    root.release()
+
+
+def test_of_a_run_part_that_can_not_be_removed_the_rest_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = StateRoot.of(tmp_path / "root")
+    root.acquire()
+    exits = Path(root.state) / "exits"
+    exits.mkdir()
+
+    def refuse(path: str) -> None:
+        if path == str(exits):
+            raise OSError(errno.EROFS, "Read-only file system")
+        remove_tree(path)
+
+    monkeypatch.setattr(roots, "remove_tree", refuse)
+    root.remove_run()
+    root.release()
+    assert not os.path.exists(root.run)
+    assert f"{exits} stays: {exits}: Read-only file system" in caplog.text

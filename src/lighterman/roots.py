@@ -165,7 +165,7 @@ class StateRoot:
             raise StoreError(f"private root {self.state} can't be removed: {failed}") from failed
 
     def remove_run(self) -> None:
-        """Take the RUN part away, of which nothing is needed while nothing runs. Raises: StoreError.
+        """Take the RUN part away, of which nothing is needed while nothing runs; what can't be is said in the log.
 
         With it go the exits that keepers have left: those that were not acknowledged are of nobody's.
         """
@@ -178,7 +178,7 @@ class StateRoot:
             except FileNotFoundError:
                 continue
             except OSError as failed:
-                raise StoreError(f"{path} can't be removed: {failed}") from failed
+                log.error("%s stays: %s", path, refusal(path, failed))
 
     def container(self, id: str) -> str:
         """The directory of one container."""
@@ -205,9 +205,13 @@ def _lock(state: str) -> int:
         if not _is_at(lock, f"{state}/lock"):
             os.close(lock)
             raise FileNotFoundError(errno.ENOENT, "it was removed just now", state)
+        try:
+            os.ftruncate(lock, 0)
+            pwrite(lock, b"%d\n" % ours, 0)
+        except OSError:
+            os.close(lock)
+            raise
         _held[key] = ours
-    os.ftruncate(lock, 0)
-    pwrite(lock, b"%d\n" % ours, 0)
     return lock
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lighterman import limits
+from lighterman.disks import refusal
 from lighterman.errors import InvalidSpec, StoreError
 from lighterman.runtimes.oci import syscalls
 from lighterman.spec import HostFile
@@ -80,7 +81,7 @@ class Bundle(msgspec.Struct, frozen=True):
             # The mount point is seen by a container's user that is not root.
             os.chmod(self.rootfs, 0o755)
         except OSError as failed:
-            raise StoreError(f"bundle {self.path} can't be made: {failed.strerror}") from failed
+            raise StoreError(refusal(self.path, failed)) from failed
 
     def write_config(self, encoded: bytes) -> None:
         """Raises: StoreError."""
@@ -124,18 +125,18 @@ def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
         finally:
             os.close(fd)
     except OSError as failed:
-        raise StoreError(f"{path} can't be written: {failed.strerror}") from failed
+        raise StoreError(refusal(path, failed)) from failed
 
 
 def write_host_files(files: Sequence[HostFile]) -> None:
     """Write them, readable by everybody; their directory is ours alone. Raises: StoreError."""
-    try:
-        for directory in {os.path.dirname(file.path) for file in files}:
+    for directory in {os.path.dirname(file.path) for file in files}:
+        try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-        for file in files:
-            write_file(file.path, file.content, 0o644)
-    except OSError as failed:
-        raise StoreError(f"files of a container can't be written: {failed}") from failed
+        except OSError as failed:
+            raise StoreError(refusal(directory, failed)) from failed
+    for file in files:
+        write_file(file.path, file.content, 0o644)
 
 
 def read_last_words(path: str) -> str:

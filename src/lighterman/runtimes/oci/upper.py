@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
+from lighterman.disks import refusal
 from lighterman.errors import StoreError
 from lighterman.spec import Overlay
 
@@ -32,4 +33,4 @@ def make_upper(overlay: Overlay) -> None:
         os.chown(overlay.upper, like.st_uid, like.st_gid)
         os.chmod(overlay.upper, like.st_mode & 0o7777)
     except OSError as failed:
-        raise StoreError(f"writable layer {overlay.upper} can't be made: {failed.strerror}") from failed
+        raise StoreError(refusal(overlay.upper, failed)) from failed
