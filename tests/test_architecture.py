@@ -51,6 +51,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "record",
         "results",
         "roots",
+        "scarcity",
         "signal_names",
         "threads",
         "trees",

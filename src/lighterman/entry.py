@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -368,13 +370,27 @@ def take_output(streams: Streams, sink: OutputSink) -> None:
     if streams.terminal and streams.stdout is not None:
         terminal = streams.stdout
         through = terminal.detach_through()
-        sink.add_terminal(terminal.detach(progress=lambda: sink.progress), *through)
+        fds = (terminal.detach(progress=lambda: sink.progress), *through)
+        with _closed_if_refused(*fds):
+            sink.add_terminal(*fds)
         _tie(terminal, sink, 1)
         return
     for number, stream in ((1, streams.stdout), (2, streams.stderr)):
         if stream is not None:
-            sink.add(number, stream.detach(progress=lambda: sink.progress))
+            fd = stream.detach(progress=lambda: sink.progress)
+            with _closed_if_refused(fd):
+                sink.add(number, fd)
             _tie(stream, sink, number)
+
+
+@contextlib.contextmanager
+def _closed_if_refused(*fds: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
 
 
 def read_output(streams: Streams, sink: OutputSink) -> None:

@@ -54,12 +54,12 @@ from lighterman.runtimes.oci.probe import KNOWN as RUNTIMES
 from lighterman.runtimes.oci.probe import Probed, pick, probe_all
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.recorded import RecordedEnd, forget_recorded, recorded_ends
-from lighterman.runtimes.oci.runtime import OciRuntime
-from lighterman.runtimes.oci.scarcity import telling_what_ran_out
+from lighterman.runtimes.oci.runtime import OciRuntime, Unremoved
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.tree import Members
 from lighterman.runtimes.options import OutputSegments, WithLease
+from lighterman.scarcity import Reserve, telling_what_ran_out
 from lighterman.spec import (
     ConsoleSize,
     ContainerSpec,
@@ -146,6 +146,8 @@ class LinuxHost:
         self._runtimes: dict[str, OciRuntime] = {}
         self._slots = StartSlots()
         self._oom_ears = OomEars(self._cgroups)
+        self._reserve = Reserve()
+        self._unremoved: Unremoved = {}
         self._closing = False
         self.is_left = False
         self._orphaned: set[str] = set()
@@ -217,6 +219,8 @@ class LinuxHost:
             no_checkpoints=probed.no_checkpoints,
             slots=self._slots,
             oom_ears=self._oom_ears,
+            reserve=self._reserve,
+            unremoved=self._unremoved,
         )
 
     def opened(self, name: str) -> OciRuntime:
@@ -546,6 +550,7 @@ class LinuxHost:
         self.poke.close()
         for runtime in self._runtimes.values():
             await runtime.close()
+        self._reserve.close()
         if lives and not by_force:
             await self.keeper.close()
             return False

@@ -50,7 +50,7 @@ def start_engine(keepers: Keepers, jobs: int, *, pump: bool, action: str = "stay
 
 
 def written(directory: Path, *, is_growing: bool = False) -> dict[int, bytes]:
-    """The payload of each stream in the segments of a directory; every frame is whole, but one that is being written."""
+    """The payload of each stream in the segments of a directory; all frames are whole, but one being written."""
     streams = {1: b"", 2: b""}
     offset = 0
     for start in list_segments(str(directory)):

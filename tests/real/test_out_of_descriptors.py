@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
+from real_support import descriptors, process_is_there, running_in
 
-from lighterman import Container, Engine, LimitExceeded, Resources
-from support import descriptors_left
+from lighterman import Container, Engine, LightermanError, LimitExceeded, Resources
+from support import descriptors_left, eventually
 
 pytestmark = pytest.mark.real
 
@@ -54,6 +57,77 @@ async def test_exec_is_done_or_refused_and_leaves_no_process(engine: Engine) -> 
             await still_speaks(box)
     assert outcomes[0]
     assert not outcomes[-1]
+
+
+async def in_a_terminal(box: Container) -> None:
+    process = await box.start_exec(["true"], terminal=True)
+    await process.wait()
+    await process.stdout.read()
+
+
+async def test_terminals_are_started_or_refused_and_leave_no_descriptor(engine: Engine) -> None:
+    outcomes = []
+    async with engine.container("busybox", ["cat"], stdin=True) as box:
+        before = descriptors()
+        for left in range(ENOUGH):
+            outcomes.append(await refused_at(left, partial(in_a_terminal, box)))
+            one = await engine.create("busybox", ["sh"], terminal=True)
+            outcomes.append(await refused_at(left, one.start))
+            await one.remove(force=True)
+            assert [process.pid for process in await box.top()] == [box.pid]
+        await eventually(lambda: descriptors() == before)
+        await still_speaks(box)
+    assert outcomes[0]
+    assert not any(outcomes[-2:])
+
+
+@pytest.mark.parametrize("verb", ["kill", "stop"])
+async def test_paused_ends_and_is_not_started_again(engine: Engine, verb: str) -> None:
+    async with engine.container("busybox", ["sleep", "1000"], restart="always") as box:
+        await box.pause()
+        with descriptors_left(0):
+            if verb == "kill":
+                await box.kill()
+            else:
+                await box.stop(grace_s=0)
+        ended = await box.wait()
+        assert (ended.signal, box.status) == (9, "exited")
+
+
+async def test_kill_of_an_exec_ends_all_that_it_has_started(engine: Engine) -> None:
+    async with engine.container("busybox", ["cat"], stdin=True) as box:
+        process = await box.start_exec(["sh", "-c", "sleep 1234 & sleep 4321 & echo; wait"])
+        await process.stdout.readline()
+        await eventually(lambda: len(running_in(box.id)) == 4)
+        with descriptors_left(0):
+            await process.kill()
+        assert (await process.wait()).signal == 9
+        await eventually(lambda: running_in(box.id) == [box.pid])
+
+
+async def test_engine_that_comes_back_ends_nothing_that_it_has_no_room_for(root: Path) -> None:
+    async with Engine(root=root) as engine:
+        box = await engine.create("busybox", ["cat"], name="box", stdin=True, lease=None)
+        await box.start()
+        pid = box.pid
+    came, refused = 0, 0
+    for left in range(40, 0, -1):
+        engine = Engine(root=root)
+        try:
+            with descriptors_left(left):
+                await engine.start()
+        except (LightermanError, OSError):
+            refused += 1
+        else:
+            came += bool(await engine.containers())
+            await engine.close()
+        assert process_is_there(pid), left
+    assert came
+    assert refused
+    async with Engine(root=root) as engine:
+        box = await engine.get("box")
+        await still_speaks(box)
+        await box.remove(force=True)
 
 
 async def test_stop_needs_none(engine: Engine) -> None:

@@ -28,8 +28,8 @@ RULE = r"its file system is read-only: `dmesg` says since when, mend it and moun
 class Disk:
     """An ext4 in a file, which can be made to fail.
 
-    `takes_overwrites`: with some kernels (Debian 12's 6.1 of late) a failed ext4 refuses what needs its journal, and takes what
-    needs no more than the blocks that a file has already.
+    `takes_overwrites`: with some kernels (Debian 12's 6.1 of late) a failed ext4 refuses what needs its journal, and
+    takes what needs no more than the blocks that a file has already.
     """
 
     def __init__(self, image: Path, path: Path) -> None:

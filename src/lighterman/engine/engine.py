@@ -35,6 +35,7 @@ from lighterman.record import Record
 from lighterman.results import Result
 from lighterman.roots import StateRoot
 from lighterman.runtimes.base import RuntimeVersion
+from lighterman.scarcity import telling_what_ran_out
 from lighterman.spec import CallableSink, ContainerSpec
 from lighterman.supervisor.client import Client
 from lighterman.threads import in_thread, let_go
@@ -125,8 +126,12 @@ class Engine:
             raise
 
     async def _open_all(self) -> None:
-        inside = self.inside
         await in_thread(self._root.acquire)
+        with telling_what_ran_out("start this engine"):
+            await self._open_what_is_ours()
+
+    async def _open_what_is_ours(self) -> None:
+        inside = self.inside
         try:
             inside.host_if_any = await self._platform.open(self._root, self._wanted_runtime)
             await self._platform.begin(self._tasks)

@@ -22,10 +22,10 @@ from lighterman.errors import (
     InvalidSpec,
     InvalidState,
     LightermanError,
-    LimitExceeded,
     NotFound,
     OperationTimeout,
     StoreError,
+    Unkillable,
 )
 from lighterman.flag import Flag
 from lighterman.journal import Event
@@ -334,7 +334,7 @@ class Runs:
                 await client.signal(entry.record.id, signal)
         except LightermanError as failed:
             # What SIGKILL does not end now ends by it once it can.
-            if not isinstance(failed, LimitExceeded) and asked_before is None:
+            if not isinstance(failed, Unkillable) and asked_before is None:
                 entry.forget_reason()
             raise
 
@@ -447,7 +447,7 @@ class Runs:
     async def _carry_out(self, entry: Entry, ending: Awaitable[None]) -> None:
         try:
             await ending
-        except (NotFound, LimitExceeded):
+        except (NotFound, Unkillable):
             raise  # it has ended; or it has its SIGKILL, and ends as asked once it can
         except LightermanError:
             # It was not stopped: nor is it to be by the next engine.

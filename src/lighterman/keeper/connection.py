@@ -158,7 +158,17 @@ class Connection:
 
     def _queue(self, message: bytes, fds: Sequence[int]) -> None:
         # Duplicates: a cancelled caller may close its own before it is their turn.
-        self._unsent.append((message, [os.dup(fd) for fd in fds]))
+        ours: list[int] = []
+        try:
+            for fd in fds:
+                ours.append(os.dup(fd))
+        except OSError as failed:
+            close_all(ours)
+            if failed.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            text = f"no room for a request's descriptors: {failed.strerror}: raise `ulimit -n`"
+            raise LimitExceeded(text, limit="ulimit -n") from failed
+        self._unsent.append((message, ours))
 
     def _writable(self) -> None:
         try:

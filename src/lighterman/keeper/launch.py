@@ -40,11 +40,15 @@ async def open_connection(run_dir: str, state_dir: str, idle_s: float, deadline:
 def connect(run_dir: str) -> socket.socket | None:
     """None if nobody listens. Raises: KeeperLost."""
     try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise KeeperLost(f"no socket for the keeper in {run_dir}: {error.strerror}") from error
+    sock.setblocking(False)
+    try:
         directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        sock.close()
         raise KeeperLost(f"run directory {run_dir}: {error.strerror}") from error
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.setblocking(False)
     try:
         # Through the descriptor: sun_path holds no more than 108 bytes.
         sock.connect(f"/proc/self/fd/{directory}/{boot.SOCKET_NAME}")

@@ -29,6 +29,7 @@ from .wire import WireError
 _UCRED = Struct("iII")
 _MESSAGES_A_TURN = 32
 _MAX_PEERS = 32
+_EMFILE = 24
 
 
 class Keeper:
@@ -198,7 +199,8 @@ class Keeper:
                 break
             except DescriptorsLost as lost:
                 _, _, request = wire.unpack_header(lost.data)
-                peer.send(wire.ERROR, request, {"code": requests.LIMIT, "text": f"keeper: {lost}"})
+                text = f"keeper: {lost}"
+                peer.send(wire.ERROR, request, {"code": requests.FAILED, "text": text, "errno": _EMFILE})
                 continue
             if not message:
                 close_all(fds)

@@ -80,7 +80,7 @@ class Verbs:
             if call.row is not None and call.row.job == job:
                 call.kill()
         row = self._jobs.table.get(job)
-        if row is not None and row.pid is not None and not row.exited:
+        if row is not None and row.pid is not None and self._jobs.table.running(row.pid) is row:
             os.kill(row.pid, _SIGKILL)  # not reaped, so still this process
         peer.send(wire.OK, request, {})
 

@@ -85,8 +85,13 @@ class OutputPump:
         if self._closed:
             raise AlreadyClosed("the output pump is closed")
         if self._thread is None:
-            self._epoll = select.epoll()
-            self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            epoll = select.epoll()
+            try:
+                self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError:
+                epoll.close()
+                raise
+            self._epoll = epoll
             self._epoll.register(self._kick_fd, select.EPOLLIN)
             self._thread = threading.Thread(target=self._run, name="lighterman-output", daemon=True)
             self._thread.start()

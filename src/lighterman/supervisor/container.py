@@ -22,6 +22,7 @@ from lighterman.flag import Flag
 from lighterman.lifecycle.events import State, StateInfo
 from lighterman.lifecycle.restart import Decision, RestartAfter, RestartManager, RestartRule, RunEnd, StayDown
 from lighterman.runtimes.base import SIGKILL, CreateOption
+from lighterman.scarcity import is_for_lack_of_descriptors
 from lighterman.spec import ExitCode, ProcessConfig, Resources, RestartPolicy, Spec
 from lighterman.supervisor.answers import fail, in_own_task, succeed
 from lighterman.supervisor.backend import AttachFailed
@@ -464,7 +465,12 @@ class Container:
             paused = await self._bounds.within(limits.START_S, "restore", system.is_paused())
             run.paused = paused is True
             run.pause_unknown = run.restored = paused is None
-        except Exception as failed:  # noqa: BLE001  whatever it is, the container must not run on with nobody watching
+        except Exception as failed:
+            if is_for_lack_of_descriptors(failed):
+                # But for this: it is nothing of the container's, and a later engine has room for it.
+                if run.init is not None:
+                    await run.init.drop_streams()
+                raise
             await self._closing.end_what_is_left(run, failed)
             code = await run.init.ask_exit_code() if run.init is not None else None
             await self._closing.close_what_is_left(run)

@@ -58,7 +58,11 @@ class Stopping:
         run.ending.begin_terminate()
         await asyncio.sleep(0)
         # Its end tells of it, where there is one.
-        untold = await self.thaw(run, tell=False)
+        untold = False
+        try:
+            untold = await self.thaw(run, tell=False)
+        except LightermanError as failed:
+            log.warning("container %s: it can't be thawed, it may not take note of SIGKILL: %s", self._id, failed)
         # Where there are signals, SIGKILL takes moments, or does not come through at all.
         limit_s = limits.KILL_WAIT_S if self._runtime.features().signals else None
         try:

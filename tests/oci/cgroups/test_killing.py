@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lighterman.runtimes.oci.cgroups.killing import kill_listed
-from lighterman.runtimes.oci.scarcity import Reserve
+from lighterman.scarcity import Reserve
 from support import descriptors_left
 
 

@@ -16,6 +16,7 @@ from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import PidRef, open_pidfd_checked
 from lighterman.runtimes.oci.recorded import recorded_exit
 from lighterman.runtimes.oci.tree import Members
+from lighterman.scarcity import Reserve
 
 __all__ = ["Evidence", "adopt", "find_evidence", "of_process"]
 
@@ -72,6 +73,7 @@ def adopt(
     *,
     members: Callable[[int], Members] | None = None,
     clean_up: Callable[[], None] | None = None,
+    reserve: Reserve | None = None,
 ) -> OciProcess:
     """The process without its streams: those went with the keeper and the engine that held them."""
     pidfd = None
@@ -92,6 +94,7 @@ def adopt(
         exits_dir=exits_dir,
         members=members,
         clean_up=clean_up,
+        reserve=reserve,
     )
 
 

@@ -286,9 +286,10 @@ def _directory(path: str, what: str) -> Iterator[int]:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
+            limit = "ulimit -n" if error.errno == errno.EMFILE else "fs.file-max"
             raise LimitExceeded(
-                f"{what} {path!r} can't be opened: {(error.strerror or '').lower()}: raise `ulimit -n`",
-                limit="ulimit -n",
+                f"{what} {path!r} can't be opened: {(error.strerror or '').lower()}: raise `{limit}`",
+                limit=limit,
                 operation="mount",
             ) from error
         raise InvalidSpec(f"{what} {path!r}: {(error.strerror or '').lower()}") from error

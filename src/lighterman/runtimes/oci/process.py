@@ -25,6 +25,7 @@ from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.processes import PidRef, has_exited, send_signal, wait_exit_status
 from lighterman.runtimes.oci.recorded import recorded_exit
 from lighterman.runtimes.oci.tree import Members
+from lighterman.scarcity import Reserve
 from lighterman.spec import ExitCode
 from lighterman.threads import in_thread
 
@@ -39,6 +40,7 @@ class OciProcess:
         terminal: a further descriptor of the terminal's master for its size, ours to close.
         members: of an exec, by its pid: all that it has started. None for an init process.
         clean_up: takes away what was there for it alone, when nobody waits any more; blocking.
+        reserve: to kill all that it has started where there are no descriptors left.
         start_time: clock ticks after boot; with `pid` it is this process for ever.
         keeper: None for one whose keeper was lost; known_exit: what that one had written down of its end.
         exits_dir: where keepers write ends down, for when this one is lost; None where none does.
@@ -59,6 +61,7 @@ class OciProcess:
         start_time: int | None = None,
         members: Callable[[int], Members] | None = None,
         clean_up: Callable[[], None] | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self.job = job
         self._pid = pid
@@ -71,6 +74,7 @@ class OciProcess:
         self._exits_dir = exits_dir
         self._members = members
         self._clean_up = clean_up
+        self._reserve = reserve
         self._exit = known_exit
         self._gone = known_exit is not None
         self._closed = False
@@ -150,7 +154,7 @@ class OciProcess:
             refused: OSError | None = None
             try:
                 # To list them reads files too.
-                await in_thread(lambda members: members(self._pid).kill(), self._members)
+                await in_thread(self._kill_all, self._members)
             except OSError as failed:
                 refused = failed
             if self._pidfd is not None:
@@ -165,6 +169,12 @@ class OciProcess:
                 ) from refused
         elif self._pidfd is not None:
             send_signal(self._pidfd, signal)
+
+    def _kill_all(self, members: Callable[[int], Members]) -> None:
+        if self._reserve is None:
+            members(self._pid).kill()
+        else:
+            self._reserve.use(lambda: members(self._pid).kill())
 
     async def resize_console(self, height: int, width: int) -> None:
         if self._terminal is None:

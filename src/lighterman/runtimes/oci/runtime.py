@@ -37,13 +37,13 @@ from lighterman.runtimes.oci.oom import OomWatch
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.removal import remove_natively
-from lighterman.runtimes.oci.scarcity import Reserve, telling_what_ran_out
 from lighterman.runtimes.oci.seccomp.cache import FilterCache
 from lighterman.runtimes.oci.starts import StartSlots
 from lighterman.runtimes.oci.system import OciSystem
 from lighterman.runtimes.oci.tree import Members
 from lighterman.runtimes.oci.upper import make_upper
 from lighterman.runtimes.options import OutputSegments, WithCheckpoint, WithLease
+from lighterman.scarcity import Reserve, telling_what_ran_out
 from lighterman.spec import Overlay, PlainRoot, ProcessConfig, Spec
 from lighterman.threads import in_thread
 
@@ -101,6 +101,10 @@ class _Listed(NamedTuple):
     upper: str | None = None
 
 
+Unremoved = dict[str, "tuple[OciRuntime, OciSystem]"]
+"""Whose removals have left something, by id: tried again before the next run, by any runtime, and at the close."""
+
+
 class OciRuntime:
     """One of the OCI runtimes of this host; everything that it makes lies below `run_dir`.
 
@@ -108,6 +112,7 @@ class OciRuntime:
         call: how to call it. exits_dir: where keepers write down exits.
         filters: compiled seccomp filters, where the runtime takes them.
         no_checkpoints: why it can make none here; None where it can.
+        reserve, unremoved: shared by the runtimes of one root, whose containers have the same cgroups and bundles.
     """
 
     def __init__(
@@ -123,6 +128,8 @@ class OciRuntime:
         no_checkpoints: str | None = "they were not asked for",
         slots: StartSlots | None = None,
         oom_ears: OomEars | None = None,
+        reserve: Reserve | None = None,
+        unremoved: Unremoved | None = None,
     ) -> None:
         self._call = call
         self._version = version
@@ -134,13 +141,14 @@ class OciRuntime:
         self._no_checkpoints = no_checkpoints
         self._slots = slots or StartSlots()
         self._oom_ears = oom_ears or OomEars(cgroups)
-        self._reserve = Reserve()
+        self._owns_reserve = reserve is None
+        self._reserve = reserve or Reserve()
         self._systems: dict[str, OciSystem] = {}
         self._listed: dict[str, _Listed] = {}
         self._parent: tuple[int, str] | None = None  # of the containers' cgroups, and the keeper beside which they are
         self._creating: set[str] = set()  # not among the systems yet
         self._removals: dict[str, asyncio.Task[None]] = {}
-        self._unremoved: set[str] = set()  # has left something: tried again before the next run, and at the close
+        self._unremoved = unremoved if unremoved is not None else {}
 
     @property
     def name(self) -> str:
@@ -168,7 +176,8 @@ class OciRuntime:
         # What an ended run has left goes first: until then the id is not free.
         await self._removed(id)
         if id in self._unremoved:
-            await self.remove_remains(id)
+            await self._remove_again(id)
+            self._unremoved.pop(id, None)  # what is left now is mixed with what this run makes
         if id in self._systems or id in self._creating:
             raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         self._creating.add(id)
@@ -226,7 +235,7 @@ class OciRuntime:
             mount = await to_its_end(preparing)
         except asyncio.CancelledError:
             if preparing.exception() is None:
-                await to_its_end(in_thread(_undo_prepare, bundle, preparing.result()))
+                await to_its_end(in_thread(self._undo_prepare, bundle, preparing.result()))
             raise
         cgroup = Cgroup(cgroup_path, self._cgroups)
         system = OciSystem(
@@ -337,6 +346,11 @@ class OciRuntime:
         except BaseException:
             self._reserve.use(bundle.remove)
             raise
+
+    def _undo_prepare(self, bundle: Bundle, mount: int | None) -> None:
+        if mount is not None:
+            os.close(mount)
+        self._reserve.use(bundle.remove)
 
     def _check_behind_init(self, bundle: Bundle, spec: Spec, root: int | str) -> None:
         check_behind_init(
@@ -478,12 +492,17 @@ class OciRuntime:
                 left = await in_thread(self._take_away, system)
             await in_thread(system.take_files_back)
             if not left:
-                self._unremoved.discard(system.id)
+                self._unremoved.pop(system.id, None)
                 return
             log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
         except (LightermanError, OSError) as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
-        self._unremoved.add(system.id)
+        self._unremoved[system.id] = self, system
+
+    async def _remove_again(self, id: str) -> None:
+        runtime, system = self._unremoved[id]
+        runtime._start_removal(system, runtime._remove(system))
+        await runtime._removed(id)
 
     def _take_away(self, system: OciSystem) -> Sequence[str]:
         mount, system.mount = system.mount, None
@@ -523,9 +542,10 @@ class OciRuntime:
 
     async def close(self) -> None:
         """Return when every removal is done, or limits.CLOSE_S is over; of what goes on no descriptor is kept."""
-        for id in self._unremoved - self._systems.keys():
-            again = self._opened(id, None, None)
-            self._start_removal(again, self._remove(again))
+        for runtime, system in tuple(self._unremoved.values()):
+            # An id of somebody's own may be another root's by now.
+            if runtime is self and _OF_AN_ENGINE.fullmatch(system.id):
+                self._start_removal(system, self._remove(system))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.CLOSE_S
         while self._removals and loop.time() < deadline:
@@ -537,13 +557,8 @@ class OciRuntime:
             await system.let_go()
         self._systems.clear()
         self._oom_ears.close()
-        self._reserve.close()
-
-
-def _undo_prepare(bundle: Bundle, mount: int | None) -> None:
-    if mount is not None:
-        os.close(mount)
-    bundle.remove()
+        if self._owns_reserve:
+            self._reserve.close()
 
 
 _DOCUMENT = msgspec.json.Decoder(_Document)  # at import, see `recovery`

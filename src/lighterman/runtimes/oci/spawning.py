@@ -9,7 +9,7 @@ import signal as signals
 from collections.abc import Callable
 
 from lighterman import limits
-from lighterman.errors import KeeperLost, LimitExceeded, NotFound, OperationTimeout, RuntimeFailed
+from lighterman.errors import LightermanError, LimitExceeded, OperationTimeout, RuntimeFailed
 from lighterman.keeper.client import Job, KeeperClient, Spawned
 from lighterman.runtimes.oci.calls import RuntimeCall
 from lighterman.runtimes.oci.orphans import look_for_orphans
@@ -44,24 +44,34 @@ class Spawning:
                 container=self._id,
             ) from failed
         except (asyncio.CancelledError, LimitExceeded):
-            undoing = asyncio.ensure_future(self._undo_spawn(job.job, spawning))
-            # Cancelled again, nobody waits for it, and it goes on.
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
-            await asyncio.shield(undoing)
+            await self._undo(job.job, spawning)
             raise
 
+    async def take_away(self, job: str, spawned: Spawned) -> None:
+        """End what a call has made, and forget it. Cancelled, nobody waits for that, and it goes on."""
+        done: asyncio.Future[Spawned] = asyncio.get_running_loop().create_future()
+        done.set_result(spawned)
+        await self._undo(job, done)
+
+    async def _undo(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
+        undoing = asyncio.ensure_future(self._undo_spawn(job, spawning))
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        await asyncio.shield(undoing)
+
     async def _undo_spawn(self, job: str, spawning: asyncio.Future[Spawned]) -> None:
-        """End a process that nobody wants any more and forget it."""
+        # Nobody wants it any more.
         try:
             with contextlib.suppress(OperationTimeout):  # it is asked, and does it as soon as it can
                 await self._keeper().abort(job)
             try:
                 await self._discard(job, await spawning)
             except LimitExceeded:
-                # The keeper has ended it; nothing here needs a descriptor.
-                await self._forget(job)
-        except (KeeperLost, NotFound, RuntimeFailed):
+                # Nothing here needs a descriptor. Asked again: before it had seen the call end it had nothing to kill.
+                await self._keeper().abort(job)
+                async with asyncio.timeout(limits.KILL_WAIT_S):
+                    await self._forget(job)
+        except (LightermanError, TimeoutError):
             return  # there is nothing then, or the next keeper finds it
 
     def _note_failure(self, spawning: asyncio.Future[Spawned]) -> None:

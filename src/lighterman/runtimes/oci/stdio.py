@@ -14,6 +14,7 @@ from lighterman.runtimes.oci.pipes import FdReadPipe, FdWritePipe
 from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import open_pidfd_checked
 from lighterman.runtimes.oci.tree import Members
+from lighterman.scarcity import Reserve
 
 __all__ = ["Ends", "make_ends", "taken_over"]
 
@@ -45,8 +46,9 @@ class Ends:
             return stdio, None
         if console is None:
             raise RuntimeFailed("the runtime sent no terminal", runtime="oci", operation="run")
-        through = self.hold.pop("console_pipe_r"), self.hold.pop("console_pipe_w")
-        return _terminal_stdio(console, through)
+        made = _terminal_stdio(console, (self.hold["console_pipe_r"], self.hold["console_pipe_w"]))
+        del self.hold["console_pipe_r"], self.hold["console_pipe_w"]
+        return made
 
     def close_theirs(self) -> None:
         """The runtime has its copies."""
@@ -92,7 +94,12 @@ def make_ends(*, terminal: bool, stdin: bool) -> Ends:
 
 def _terminal_stdio(console: int, through: tuple[int, int] | None) -> tuple[Stdio, int]:
     """One descriptor for each direction, so that closing one does not close the other, and one for the size."""
-    reading, writing = os.dup(console), os.dup(console)
+    reading = os.dup(console)
+    try:
+        writing = os.dup(console)
+    except OSError:
+        os.close(reading)
+        raise
     return Stdio(stdin=FdWritePipe(writing), stdout=FdReadPipe(reading, through=through), stderr=None), console
 
 
@@ -105,6 +112,7 @@ async def taken_over(
     exits_dir: str,
     members: Callable[[int], Members] | None,
     clean_up: Callable[[], None] | None,
+    reserve: Reserve,
 ) -> tuple[OciProcess, int | None]:
     """A process that an earlier engine has started, with the keeper's duplicates as its streams.
 
@@ -112,7 +120,7 @@ async def taken_over(
     """
     held = await keeper.fetch(job.job)
     try:
-        return _made_of(held, keeper, job, terminal, started_mono, exits_dir, members, clean_up)
+        return _made_of(held, keeper, job, terminal, started_mono, exits_dir, members, clean_up, reserve)
     except BaseException:
         for fd in held.values():
             os.close(fd)
@@ -128,6 +136,7 @@ def _made_of(
     exits_dir: str,
     members: Callable[[int], Members] | None,
     clean_up: Callable[[], None] | None,
+    reserve: Reserve,
 ) -> tuple[OciProcess, int | None]:
     """What is taken out of `held` belongs to the process."""
     pidfd = None
@@ -166,5 +175,6 @@ def _made_of(
         exits_dir=exits_dir,
         members=members,
         clean_up=clean_up,
+        reserve=reserve,
     )
     return process, rootfs

@@ -21,6 +21,7 @@ from lighterman.errors import (
     AlreadyStopped,
     InvalidState,
     KeeperLost,
+    LimitExceeded,
     NotFound,
     NotSupported,
     OperationPending,
@@ -43,12 +44,12 @@ from lighterman.runtimes.oci.process import OciProcess
 from lighterman.runtimes.oci.processes import PidRef, process_summaries, uninterruptible
 from lighterman.runtimes.oci.reach import Reach
 from lighterman.runtimes.oci.saving import Saving, restoring
-from lighterman.runtimes.oci.scarcity import Reserve, telling_what_ran_out
 from lighterman.runtimes.oci.spawning import Spawning
 from lighterman.runtimes.oci.stdio import Ends, make_ends, taken_over
 from lighterman.runtimes.oci.strays import Strays
 from lighterman.runtimes.oci.tree import Members, Tree
 from lighterman.runtimes.options import OutputSegments
+from lighterman.scarcity import Reserve, telling_what_ran_out
 from lighterman.spec import ProcessConfig, ProcessSummary, Resources, Statistics
 from lighterman.threads import in_removing_thread, in_thread, look_at_files
 
@@ -140,7 +141,8 @@ class OciSystem:
         if self._closed:
             raise AlreadyClosed(f"container {self._id} is closed", container=self._id)
         if exec_id is None:
-            return await self._create_init(process)
+            with telling_what_ran_out("start", self._id):
+                return await self._create_init(process)
         with telling_what_ran_out("exec in", self._id):
             return await self._create_exec(process, exec_id)
 
@@ -246,6 +248,7 @@ class OciSystem:
         own: OwnCgroup | None = None,
         clean_up: Callable[[], None] | None = None,
     ) -> OciProcess:
+        spawned: Spawned | None = None
         ends = make_ends(terminal=process.terminal, stdin=process.stdin)
         try:
             job = self._job(name, process, argv, ends, extra_fds or {}, pid_file=pid_file, console=console, own=own)
@@ -258,6 +261,8 @@ class OciSystem:
             stdio, terminal = ends.ours(spawned.console)
         except BaseException:
             ends.close()
+            if spawned is not None and spawned.pid is not None:
+                await self._spawning.take_away(job.job, spawned)
             raise
         ends.close_theirs()
         if name == "init":
@@ -274,6 +279,7 @@ class OciSystem:
             exits_dir=self._exits_dir,
             members=self._members(own) if operation == "exec" else None,
             clean_up=clean_up,
+            reserve=self._reserve,
         )
 
     def _members(self, own: OwnCgroup | None) -> Callable[[int], Members]:
@@ -372,7 +378,8 @@ class OciSystem:
 
     async def open_process(self, process_id: int | str) -> OciProcess:
         try:
-            kept = await self._open_kept(process_id)
+            with telling_what_ran_out("take over", self._id):
+                kept = await self._open_kept(process_id)
         except KeeperLost:
             if process_id != "init" or self.adopt is None:
                 raise
@@ -380,7 +387,8 @@ class OciSystem:
         if kept is not None:
             return kept
         if process_id == "init" and self.adopt is not None:
-            self._init = await in_thread(self.adopt)
+            with telling_what_ran_out("take over", self._id):
+                self._init = await in_thread(self.adopt)
             return self._init
         raise NotFound(f"container {self._id} has no process {process_id!r}", container=self._id)
 
@@ -398,6 +406,7 @@ class OciSystem:
             exits_dir=self._exits_dir,
             members=self._members(self._exec_cgroups.found(meta.cgroup)) if meta.kind == "exec" else None,
             clean_up=self._exec_cgroups.leaving(meta.cgroup),
+            reserve=self._reserve,
         )
         if meta.kind == "init":
             self._init, self.mount = process, mount
@@ -428,6 +437,7 @@ class OciSystem:
             self._exits_dir,
             members=self._members(own),
             clean_up=None if own is None else lambda: self._exec_cgroups.leave(own),
+            reserve=self._reserve,
         )
 
     # ---- ending ----
@@ -459,7 +469,12 @@ class OciSystem:
                 if self._own_pid_namespace:
                     raise
         # Also thaws what is frozen: a process in cgroup v1's freezer does not die of SIGKILL.
-        await self._kill_cgroup()
+        try:
+            await self._kill_cgroup()
+        except LimitExceeded:
+            if not self._own_pid_namespace:
+                raise
+            # Its first process has its SIGKILL, and all others end with that one; the removal sees to what is left.
         if not self._init.has_exited:
             raise OperationPending(f"container {self._id} is being killed", container=self._id)
 
@@ -483,11 +498,12 @@ class OciSystem:
 
     async def resume(self) -> None:
         with telling_what_ran_out("resume", self._id):
-            await in_thread(thaw, self.cgroup, self._id)
+            await in_thread(self._reserve.use, partial(thaw, self.cgroup, self._id))
 
     async def is_paused(self) -> bool | None:
         # Of every container that an engine comes back to: one small read of cgroupfs costs less than a thread's turn.
-        return self.cgroup.is_frozen()
+        with telling_what_ran_out("look at", self._id):
+            return self.cgroup.is_frozen()
 
     async def statistics(self) -> Statistics:
         self._must_run()

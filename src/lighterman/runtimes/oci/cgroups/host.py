@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -112,7 +113,9 @@ def group_parent(run_dir: str, keeper_pid: int) -> str:
     try:
         with open(f"/proc/{keeper_pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             groups = file.read().splitlines()
-    except OSError:
+    except OSError as failed:
+        if failed.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         groups = []  # it has ended
     return f"{path}{PARENT}" if any(line.startswith(f"0::{path}/") for line in groups) else PARENT
 
