@@ -39,8 +39,8 @@ test-windows: install
 # What an engine on Windows imports; the rest is Linux's.
 ON_WINDOWS := engine/__init__.py engine/engine.py engine/hearing.py engine/inside.py engine/platform.py engine/removal.py \
 	engine/runs.py engine/checkpoints.py engine/on_windows.py asking.py books.py capture.py container.py entry.py execs.py host.py \
-	journal.py lease.py limits.py record.py recovery.py results.py roots.py scarcity.py signal_names.py spec.py stdin.py sync.py threads.py trees.py watches.py \
-	windows_host.py windows_leases.py windows_recovery.py keeper/files.py logs/container.py logs/feeds.py logs/reader.py \
+	journal.py lease.py limits.py record.py recovery.py results.py roots.py scarcity.py signal_names.py spec.py stdin.py \
+	sync.py threads.py trees.py watches.py windows_host.py windows_leases.py windows_recovery.py keeper/files.py logs/container.py logs/feeds.py logs/reader.py \
 	logs/reading.py logs/sink.py logs/state.py logs/streams.py lifecycle runtimes/hcs store supervisor
 # Every conftest.py has the same module name, so those of the folders are checked one by one.
 check: install

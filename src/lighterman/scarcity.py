@@ -115,7 +115,7 @@ class Reserve:
     def _take(self) -> None:
         while len(self._kept) < _KEPT:
             try:
-                self._kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+                self._kept.append(os.open(os.devnull, os.O_RDONLY))
             except OSError:
                 break  # the next time
         if self._closed:
