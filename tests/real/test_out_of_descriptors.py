@@ -68,6 +68,7 @@ async def in_a_terminal(box: Container) -> None:
 async def test_terminals_are_started_or_refused_and_leave_no_descriptor(engine: Engine) -> None:
     outcomes = []
     async with engine.container("busybox", ["cat"], stdin=True) as box:
+        await in_a_terminal(box)  # what an engine opens at the first
         before = descriptors()
         for left in range(ENOUGH):
             outcomes.append(await refused_at(left, partial(in_a_terminal, box)))
@@ -75,7 +76,12 @@ async def test_terminals_are_started_or_refused_and_leave_no_descriptor(engine: 
             outcomes.append(await refused_at(left, one.start))
             await one.remove(force=True)
             assert [process.pid for process in await box.top()] == [box.pid]
-        await eventually(lambda: descriptors() == before)
+
+        def is_closed() -> bool:
+            # Of the reserve some may not be back yet.
+            return descriptors() <= before
+
+        await eventually(is_closed)
         await still_speaks(box)
     assert outcomes[0]
     assert not any(outcomes[-2:])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from lighterman.runtimes.oci.processes import family_of
 from lighterman.runtimes.oci.tree import kill_tree
+from lighterman.scarcity import Reserve
 from lighterman.threads import in_thread
 
 __all__ = ["Strays"]
+
+log = logging.getLogger(__name__)
 
 
 class Strays:
@@ -19,10 +24,17 @@ class Strays:
     Args: pids: the container's processes. known: those that belong to somebody. keeper: its pid.
     """
 
-    def __init__(self, pids: Callable[[], set[int]], known: Callable[[], set[int]], keeper: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        pids: Callable[[], set[int]],
+        known: Callable[[], set[int]],
+        keeper: Callable[[], int],
+        reserve: Reserve,
+    ) -> None:
         self._pids = pids
         self._known = known
         self._keeper = keeper
+        self._reserve = reserve
         self._starting = 0
         self._due = False
         self._ending: asyncio.Task[None] | None = None
@@ -49,7 +61,11 @@ class Strays:
             await asyncio.wait((self._ending,))
 
     async def _end(self) -> None:
-        await in_thread(_end_strays, self._pids, self._known(), self._keeper())
+        ending = partial(_end_strays, self._pids, self._known(), self._keeper())
+        try:
+            await in_thread(self._reserve.use, ending)
+        except OSError as failed:
+            log.error("what an exec that failed had started may be left: %s", failed)
 
 
 def _end_strays(pids: Callable[[], set[int]], known: set[int], keeper: int) -> None:

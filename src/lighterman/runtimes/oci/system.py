@@ -227,7 +227,7 @@ class OciSystem:
             # Its orphans are the keeper's children too: a stray can't be told from them.
             return contextlib.nullcontext()
         if self._strays is None:
-            self._strays = Strays(self.cgroup.pids, self.known_pids, lambda: self._keeper().pid)
+            self._strays = Strays(self.cgroup.pids, self.known_pids, lambda: self._keeper().pid, self._reserve)
         return self._strays.starting()
 
     def known_pids(self) -> set[int]:
