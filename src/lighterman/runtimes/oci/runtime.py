@@ -494,6 +494,8 @@ class OciRuntime:
                 self._unremoved.pop(system.id, None)
                 return
             log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
+            # The next run has files of the container's own, whatever is left of this one.
+            await in_thread(system.take_files_back)
         except (LightermanError, OSError) as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
         self._unremoved[system.id] = self, system
