@@ -14,6 +14,7 @@ from lighterman.errors import NotFound, StoreError
 from lighterman.runtimes.oci.bundle import Bundle
 from lighterman.runtimes.oci.cgroups import Cgroup
 from lighterman.runtimes.oci.removal import remove_natively
+from lighterman.runtimes.oci.system import OciSystem
 from lighterman.trees import remove_tree
 from support import eventually
 
@@ -90,6 +91,30 @@ async def test_what_a_run_has_left_is_taken_away_before_the_next(engine: Engine,
         await box.start()
         assert len(remains) == 2
         assert (await box.stop(grace_s=0)) is not None
+
+
+async def test_next_run_has_the_containers_own_files_whatever_is_left(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    back: list[str] = []
+
+    def fail(state: str, cgroup: Cgroup, bundle: Bundle) -> list[str]:
+        tried.append(cgroup.name)
+        if len(tried) > 2:
+            return remove_natively(state, cgroup, bundle)
+        if len(tried) == 2:
+            remove_natively(state, cgroup, bundle)
+        raise OSError(errno.EIO, "Input/output error", state)
+
+    monkeypatch.setattr("lighterman.runtimes.oci.runtime.remove_natively", fail)
+    monkeypatch.setattr(OciSystem, "take_files_back", lambda system: back.append(system.id))
+    async with engine.container("busybox", ["sleep", "1000"]) as box:
+        await box.stop(grace_s=0)
+        await eventually(lambda: tried)
+        assert back == []
+        await box.start()
+        assert (len(tried), back) == (2, [box.id])
 
 
 async def test_what_a_run_has_left_is_taken_away_at_the_close(root: Path, remains: list[str]) -> None:

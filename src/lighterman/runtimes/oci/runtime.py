@@ -176,8 +176,11 @@ class OciRuntime:
         # What an ended run has left goes first: until then the id is not free.
         await self._removed(id)
         if id in self._unremoved:
+            _, system = self._unremoved[id]
             await self._remove_again(id)
-            self._unremoved.pop(id, None)  # what is left now is mixed with what this run makes
+            if self._unremoved.pop(id, None) is not None:
+                # What is left now is mixed with what this run makes; but the container's files are its own.
+                await in_thread(system.take_files_back)
         if id in self._systems or id in self._creating:
             raise AlreadyExists(f"{self.name}: a container {id!r} exists already", container=id)
         self._creating.add(id)
@@ -494,8 +497,6 @@ class OciRuntime:
                 self._unremoved.pop(system.id, None)
                 return
             log.error("container %s: can't be removed: %s", system.id, ", ".join(left))
-            # The next run has files of the container's own, whatever is left of this one.
-            await in_thread(system.take_files_back)
         except (LightermanError, OSError) as failed:
             log.error("container %s: its removal failed: %s", system.id, failed)
         self._unremoved[system.id] = self, system
